@@ -1,0 +1,125 @@
+"""Making, compressing, saving and loading embeddings: the library face of the study."""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .budget import budget_bytes, build, solve
+from .extras import need
+from .memory import stored
+from .method import Method
+from .spec import Spec, parse
+
+FORMAT = 1
+
+
+def make(method: str | Spec, num_embeddings: int | Sequence[int], dim: int, budget: float | int | None = None, *,
+         seed: int = 0, counts=None, device: str | torch.device = "cpu", base_dim: int | None = None,
+         **options) -> Method:
+    """An untrained compressed embedding.
+
+    Parameters
+    ----------
+    method:
+        A spec: ``"compo"``, ``"robe(sign=True)"``, ``"compo|int8"``; ``ecstudy.methods()`` lists the names.
+    num_embeddings:
+        An int makes a drop-in for ``nn.Embedding`` (ids of any shape -> ``[..., dim]``); a list of F cardinalities
+        takes ids [B, F], local to each field, and gives [B, F, dim].
+    dim:
+        Embedding dimension.
+    budget:
+        Limit for the deployed module: a float is a fraction of the float32 full table (at ``base_dim``, default ``dim``),
+        an int is bytes. None takes the method's default size, or the size given in ``options``.
+    seed:
+        Initial values; the same on every device.
+    counts:
+        Training occurrences of each id, int [n], fields one after the other; only frequency-aware methods need it.
+
+    Raises
+    ------
+    SpecError, ValueError
+        For an unknown method or option, or an argument out of range.
+    Unreachable
+        If the method's smallest size is over the budget; has ``reason`` and ``closest`` (bytes).
+    """
+    spec = parse(method)
+    limit = None if budget is None else budget_bytes(budget, num_embeddings, base_dim or dim)
+    found = solve(spec, num_embeddings, dim, limit, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        emb = build(spec, num_embeddings, dim, knob=found.knob, counts=counts, **options)
+    emb.config = dict(spec=spec.canonical, num_embeddings=num_embeddings if isinstance(num_embeddings, int)
+                      else [int(n) for n in num_embeddings], dim=dim, knob=found.knob, options=options)
+    return emb.to(device)
+
+
+def compress(source: nn.Embedding | Tensor | np.ndarray | str | Path, method: str | Spec,
+             budget: float | int | None = None, **options) -> Method:
+    """Compress trained vectors without training; the result is deployed and a drop-in for ``nn.Embedding``.
+
+    Parameters
+    ----------
+    source:
+        An ``nn.Embedding``, a matrix [n, D], or the path of a ``.npy`` file (read block by block, never whole).
+
+    Raises
+    ------
+    TypeError
+        If the method must be trained, or the source is of another kind.
+    """
+    if isinstance(source, nn.Embedding):
+        source = source.weight
+    elif isinstance(source, (str, Path)):
+        source = np.load(source, mmap_mode="r", allow_pickle=False)
+    if not isinstance(source, (Tensor, np.ndarray)) or source.ndim != 2:
+        raise TypeError(f"source of type {type(source).__name__}: expected nn.Embedding, a matrix [n, D] or a .npy file")
+    n, dim = source.shape
+    emb = make(method, n, dim, budget, **options)
+    with torch.no_grad():
+        emb.fit(source)
+        return emb.deploy()
+
+
+def save(emb: Method, path: str | Path) -> Path:
+    """Write ``emb`` as safetensors with its specification inside; atomic. Weighs what ``memory(emb)`` says."""
+    write = need("safetensors.torch", "save").save_file
+    path = Path(path)
+    header = dict(ecstudy=FORMAT, deployed=emb.deployed, config=emb.config)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write({k: v.detach().cpu().contiguous() for k, v in stored(emb).items()}, temporary,
+              metadata={"ecstudy": json.dumps(header)})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Method:
+    """Read what :func:`save` wrote: the same module, deployed if it was.
+
+    Raises
+    ------
+    ValueError
+        If the file was not written by :func:`save`.
+    """
+    safetensors = need("safetensors", "save")
+    with safetensors.safe_open(str(path), "pt", device=str(device)) as file:
+        header = json.loads((file.metadata() or {}).get("ecstudy", "{}"))
+        if header.get("ecstudy") != FORMAT:
+            raise ValueError(f"{path} is not an embedding saved by ecstudy (format {FORMAT})")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    config = header["config"]
+    emb = build(config["spec"], config["num_embeddings"], config["dim"], knob=config["knob"], device="meta",
+                **config["options"])
+    if header["deployed"]:
+        emb.deploy()
+    emb.load_state_dict(tensors, strict=True, assign=True)          # no memory is allocated twice
+    emb.config = config
+    return emb.to(device)

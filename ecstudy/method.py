@@ -1,0 +1,150 @@
+"""The contract of a method: a map from ids to vectors, with the paper's four modules (arXiv 2311.15578, section 4).
+
+::
+
+    class Method(nn.Module):
+        knob = None                                     the one argument that sets the size
+        def encode(self, ids)                           1  encoding function : ids [B, F] -> codes
+        def lookup(self, codes)                         2  embedding layer   : codes -> [B, F, D]
+        def schedule(self, run)                         3  scheduler         : a generator of steps
+            self.aux = nn.Module()                      4  auxiliary module  : exists in training only
+        def deploy(self)                                what ships; its bytes are the budget
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .fields import Fields
+from .memory import memory
+from .tables import Holder
+
+
+@dataclass
+class Step:
+    """One update, as a schedule asks for it.
+
+    Attributes
+    ----------
+    split:
+        Which rows feed it, ``"train"`` or ``"valid"`` (architecture searches use validation rows).
+    update:
+        ``"all"`` (embedding and head), ``"emb"`` (embedding only, the head is frozen), or a callable that receives the
+        gradients of ``wrt`` and changes those tensors itself (nothing else moves then).
+    wrt:
+        The tensors a callable ``update`` moves.
+    penalty:
+        A function giving a scalar that is added to the loss.
+    """
+
+    split: str = "train"
+    update: str | Callable[[Sequence[Tensor]], None] = "all"
+    wrt: Sequence[Tensor] = ()
+    penalty: Callable[[], Tensor] | None = None
+    stage: str = ""
+
+
+class Method(nn.Module):
+    """Base of all methods. A subclass reads ``(fields, dim, [knob,] [counts,] **options)``.
+
+    Parameters
+    ----------
+    fields: Fields
+        Field sizes; ids are local to their field.
+    dim: int
+        Embedding dimension D of the output.
+    """
+
+    knob: str | None = None             # name of the argument that sets the size
+    family: str = ""                    # "inter-feature", "intra-feature" or "baseline" (paper, section 3)
+    aware: str = "none"                 # what allocation depends on: "none", "frequency", "importance"
+    paper: str = ""                     # where the idea comes from
+    needs_counts = False                # wants counts=: training occurrences of each id [n]
+    deployed = False
+
+    def __init__(self, fields: Fields, dim: int):
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim={dim}: expected an embedding dimension of at least 1")
+        self.fields, self.dim = fields, dim
+
+    @classmethod
+    def sizes(cls, fields: Fields, dim: int, **options) -> range | Sequence:
+        """Values of the knob from the smallest to the largest size; bytes never fall along it."""
+        return ()
+
+    def encode(self, ids: Tensor) -> Tensor:
+        return self.fields.flat(ids)
+
+    def lookup(self, codes) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [B, F] -> [B, F, D]; with a single int cardinality ids [...] -> [..., D]."""
+        if not self.fields.single:
+            self.fields.check(ids)
+            return self.lookup(self.encode(ids))
+        column = ids.reshape(-1, 1)
+        self.fields.check(column)
+        return self.lookup(self.encode(column)).reshape(ids.shape + (self.dim,))
+
+    def schedule(self, run) -> Iterator[Step]:
+        """How the method trains: a generator of steps (ordinary control flow around ``run.fit``)."""
+        yield from run.fit("train")
+
+    def before_evaluation(self) -> None:
+        """Called right before validation is measured, so that what is measured is what would ship."""
+
+    def fit(self, rows) -> None:
+        """Take the vectors of a trained matrix [n, D] (tensor, array, memory map) instead of training.
+
+        Raises
+        ------
+        TypeError
+            If the method has no best approximation of a given matrix and must be trained.
+        """
+        raise TypeError(f"{type(self).__module__.rsplit('.', 1)[-1]} learns by training, not from a matrix; "
+                        "methods that do: full|int8, int_quant, small_dim, top_k, hash_trick, deeplight")
+
+    def deploy(self) -> Method:
+        """Turn the module, in place, into what ships. Shapes depend on the knob alone (Rule 2)."""
+        if "aux" in self._modules:
+            del self.aux
+        self.deployed = True
+        return self.eval()
+
+    def holders(self) -> list[Holder]:
+        return [module for module in self.modules() if isinstance(module, Holder)]
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """Trained parameters that are not in a holder and not auxiliary (projections and the like)."""
+        skip = {id(p) for holder in self.holders() for p in holder.parameters()}
+        skip |= {id(p) for p in self.aux.parameters()} if "aux" in self._modules else set()
+        return [p for p in self.parameters() if id(p) not in skip and p.requires_grad]
+
+    def training_bytes(self) -> int:
+        """Bytes held while training: the module with its auxiliary state, and both Adam moments in float32."""
+        # float32 moments whatever the holder stores; aux parameters are moved without moments
+        cells = sum(int(np.prod(h.shape)) for h in self.holders()) + sum(p.numel() for p in self.dense_parameters())
+        return memory(self) + 2 * 4 * cells
+
+    def extra_repr(self) -> str:
+        knob = f", {self.knob}={getattr(self, self.knob, None)}" if self.knob else ""
+        return f"{self.fields.n} rows in {len(self.fields)} fields, dim={self.dim}{knob}"
+
+
+def require_counts(counts, fields: Fields, device) -> Tensor | None:
+    """Counts as int64 [n] on the CPU; None on a ``meta`` build; one clear error if they are missing or do not fit."""
+    if device.type == "meta":
+        return None
+    if counts is None:
+        raise ValueError("counts is missing: this method needs the training occurrences of each id, int [n] with the "
+                         "fields one after the other; pass counts= (Dataset.counts, or numpy.bincount of your ids)")
+    counts = torch.as_tensor(np.ascontiguousarray(counts)).long()
+    if counts.shape != (fields.n,):
+        raise ValueError(f"counts of shape {tuple(counts.shape)}: expected [{fields.n}], one count per id")
+    return counts

@@ -1,0 +1,37 @@
+"""What the pruning methods share: a full table while training, its largest values in a sparse table when deployed."""
+from __future__ import annotations
+
+from ..method import Method
+from ..sparse import SparseTable
+from ..tables import FloatTable
+
+
+class Pruned(Method):
+    """``kept`` values of a full table survive; the sparse form is the lightest one for that many."""
+
+    knob = "kept"
+    family = "intra-feature"
+    aware = "importance"
+
+    def __init__(self, fields, dim, kept=None):
+        super().__init__(fields, dim)
+        cells = fields.n * dim
+        self.kept = cells if kept is None else kept
+        if not 0 <= self.kept <= cells:
+            raise ValueError(f"kept={self.kept}: expected 0 <= kept <= {cells} values")
+        self.table = FloatTable(fields.n, dim, fields.bound())
+
+    @classmethod
+    def sizes(cls, fields, dim, **options):
+        return range(0, fields.n * dim + 1)
+
+    def lookup(self, codes):
+        return self.table.gather(codes)
+
+    def fit(self, rows):
+        self.table.load(rows)
+
+    def deploy(self):
+        if not self.deployed:
+            self.table = SparseTable.of(self.table.weight, self.kept)
+        return super().deploy()

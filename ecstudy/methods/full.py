@@ -1,0 +1,25 @@
+"""One row of its own for every id: the uncompressed table that every ratio refers to.
+
+**Stored** ``n x D`` float32. **Size** has no argument: 100 %.
+
+**Training** one stage. Memory while training is 300 %: the table and both Adam moments.
+"""
+from __future__ import annotations
+
+from ..method import Method
+from ..tables import FloatTable
+
+
+class Full(Method):
+    family = "baseline"
+    paper = "uncompressed"
+
+    def __init__(self, fields, dim):
+        super().__init__(fields, dim)
+        self.table = FloatTable(fields.n, dim, fields.bound())
+
+    def fit(self, rows):
+        self.table.load(rows)
+
+    def lookup(self, codes):
+        return self.table.gather(codes)

@@ -1,0 +1,101 @@
+"""Own rows for the most frequent ids, one shared row per field for all the rest.
+
+**Idea** The trivial frequency-aware baseline that the paper lacks: spend the budget on the ids that occur most in the
+training rows, whatever their field, and give up on the others.
+
+**Stored** ``top`` exclusive rows, ``F`` shared rows, and the map from id to row, which is the lighter of two forms for
+the given size: the sorted ids (one int32 per exclusive row, found by binary search) or one bit per id with running counts.
+**Size** by ``top``.
+
+**Training** one stage, in place; shared rows train on everything that falls on them.
+Ties in frequency go to the lower id, so the choice is deterministic.
+"""
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..fields import derived
+from ..memory import memory
+from ..method import Method, require_counts
+from ..sparse import Bits, smallest_int
+from ..tables import FloatTable, as_rows, take
+
+BLOCK = 1 << 18
+
+
+class SortedIds(nn.Module):
+    """``top`` sorted ids; :meth:`find` gives the place of an id, or -1."""
+
+    def __init__(self, n: int, top: int, device=None):
+        super().__init__()
+        self.register_buffer("ids", torch.zeros(top, dtype=smallest_int(n - 1), device=device))
+
+    def fill(self, ids):
+        self.ids.copy_(ids)
+
+    def find(self, ids):
+        if not len(self.ids):
+            return torch.full_like(ids, -1)
+        place = torch.searchsorted(self.ids, ids.to(self.ids.dtype)).clamp_(max=len(self.ids) - 1)
+        return torch.where(take(self.ids, place) == ids, place, -1)
+
+
+class MarkedIds(nn.Module):
+    """One bit per id; the place of an id is the number of marked ids before it."""
+
+    def __init__(self, n: int, top: int, device=None):
+        super().__init__()
+        self.bits = Bits(n, device)
+
+    def fill(self, ids):
+        self.bits.fill(ids)
+
+    def find(self, ids):
+        return torch.where(self.bits.get(ids).bool(), self.bits.rank(ids), -1)
+
+
+class TopK(Method):
+    knob = "top"
+    family = "baseline"
+    aware = "frequency"
+    paper = "baseline of this study"
+    needs_counts = True
+
+    def __init__(self, fields, dim, top=None, counts=None):
+        super().__init__(fields, dim)
+        self.top = fields.n // 10 if top is None else top
+        if not 0 <= self.top <= fields.n:
+            raise ValueError(f"top={self.top}: expected 0 <= top <= {fields.n} ids")
+        form = min((SortedIds, MarkedIds), key=lambda f: memory(f(fields.n, self.top, "meta")))
+        self.map = form(fields.n, self.top)
+        self.table = FloatTable(self.top + len(fields), dim, fields.bound())
+        counts = require_counts(counts, fields, self.table.weight.device)
+        if counts is not None:
+            order = torch.sort(counts, descending=True, stable=True).indices
+            self.map.fill(order[:self.top].sort().values)
+        derived(self, "number", range(len(fields)))
+
+    @classmethod
+    def sizes(cls, fields, dim, **options):
+        return range(0, fields.n + 1)
+
+    def encode(self, ids):
+        place = self.map.find(self.fields.flat(ids))
+        return torch.where(place < 0, self.top + self.number, place)     # shared rows stand at the end
+
+    def fit(self, rows):
+        # exclusive rows are copied; the mean of the others is their least-squares representative
+        weight = self.table.weight.detach()
+        total, count = torch.zeros(len(self.fields), self.dim), torch.zeros(len(self.fields), 1)
+        for start in range(0, self.fields.n, BLOCK):
+            part = as_rows(rows, start, BLOCK)
+            row = torch.arange(start, start + len(part))
+            place, field = self.map.find(row), torch.bucketize(row, self.fields.offset, right=True) - 1
+            weight[place[place >= 0]] = part[place >= 0]
+            total.index_add_(0, field[place < 0], part[place < 0])
+            count.index_add_(0, field[place < 0], torch.ones(int((place < 0).sum()), 1))
+        weight[self.top:] = total / count.clamp(min=1)
+
+    def lookup(self, codes):
+        return self.table.gather(codes)

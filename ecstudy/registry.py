@@ -1,0 +1,57 @@
+"""Which methods there are: one per file of ``ecstudy/methods``, named as the file. Adding a file adds the method."""
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+
+import pandas as pd
+
+from .method import Method
+from .paths import PACKAGE
+from .spec import SpecError
+
+
+def names() -> list[str]:
+    """Names of all methods, sorted."""
+    found = pkgutil.iter_modules([str(PACKAGE / "methods")])
+    return sorted(module.name for module in found if not module.name.startswith("_"))
+
+
+def get(name: str) -> type[Method]:
+    """The method's class.
+
+    Raises
+    ------
+    SpecError
+        If there is no such method; the message lists those that exist.
+    """
+    if name not in names():
+        close = difflib.get_close_matches(name, names(), 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise SpecError(f"no method {name!r}{hint} Known methods: {', '.join(names())}")
+    module = importlib.import_module(f"ecstudy.methods.{name}")
+    found = [c for c in vars(module).values()
+             if inspect.isclass(c) and issubclass(c, Method) and c.__module__ == module.__name__]
+    if len(found) != 1:
+        raise TypeError(f"{module.__name__} must define exactly one Method, found {len(found)}")
+    return found[0]
+
+
+def docstring(name: str) -> str:
+    """The text at the top of the method's file, which opens its page in the book."""
+    get(name)
+    return inspect.cleandoc(importlib.import_module(f"ecstudy.methods.{name}").__doc__ or "")
+
+
+def table() -> pd.DataFrame:
+    """All methods, indexed by name: family, paper, aware, knob, needs_counts, options, summary."""
+    rows = []
+    for name in names():
+        cls = get(name)
+        arguments = list(inspect.signature(cls.__init__).parameters.values())[3:]
+        options = {p.name: p.default for p in arguments if p.name not in (cls.knob, "counts")}
+        rows.append(dict(method=name, family=cls.family, paper=cls.paper, aware=cls.aware, knob=cls.knob,
+                         needs_counts=cls.needs_counts, options=options, summary=docstring(name).splitlines()[0]))
+    return pd.DataFrame(rows).set_index("method")

@@ -1,0 +1,76 @@
+"""Exact selection by magnitude over a table too large to sort: a radix select on float bits, block by block.
+
+The bits of a non-negative float32 are ordered like its value, so two histograms (upper 16 bits, then the lower 16
+within one bin) give the k-th largest magnitude exactly, in two passes with a fixed block as working memory.
+The paper's code bisects on [0, 100] instead, up to 100 passes with a tolerance (Prune.py).
+"""
+from __future__ import annotations
+
+from typing import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 22
+
+
+def _blocks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+    flat = weight.detach().view(-1)
+    for start in range(0, flat.numel(), BLOCK):
+        yield start, flat[start:start + BLOCK]
+
+
+def _bits(block: Tensor) -> Tensor:
+    return block.float().abs().view(torch.int32).long()     # abs clears the sign bit: 0 <= bits < 2**31
+
+
+def _pick(histogram: Tensor, k: int) -> tuple[int, int]:
+    """Bin that holds the k-th largest, and its rank within that bin (1-based from the top)."""
+    above = histogram.flip(0).cumsum(0)
+    index = int(torch.searchsorted(above, torch.tensor(k, device=above.device)))
+    return len(histogram) - 1 - index, k - (int(above[index - 1]) if index else 0)
+
+
+def kth_magnitude(weight: Tensor, k: int) -> float:
+    """The k-th largest ``|w|`` of a float32 tensor, exactly (1 <= k <= numel)."""
+    if not 1 <= k <= weight.numel():
+        raise ValueError(f"k={k}: expected 1 <= k <= {weight.numel()} values")
+    upper = torch.zeros(1 << 16, dtype=torch.int64, device=weight.device)
+    for _, block in _blocks(weight):
+        upper += torch.bincount(_bits(block) >> 16, minlength=1 << 16)
+    bin_, k = _pick(upper, k)
+    lower = torch.zeros(1 << 16, dtype=torch.int64, device=weight.device)
+    for _, block in _blocks(weight):
+        bits = _bits(block)
+        lower += torch.bincount(bits[bits >> 16 == bin_] & 0xFFFF, minlength=1 << 16)
+    value, _ = _pick(lower, k)
+    return torch.tensor((bin_ << 16) | value, dtype=torch.int32).view(torch.float32).item()
+
+
+def largest(weight: Tensor, k: int) -> Tensor:
+    """Sorted flat positions [k] of exactly the k largest magnitudes; among equals the first ones win."""
+    if k == 0:
+        return torch.zeros(0, dtype=torch.int64, device=weight.device)
+    threshold = kth_magnitude(weight, k)
+    over, ties = [], []
+    for start, block in _blocks(weight):
+        size = block.float().abs()
+        over.append((size > threshold).nonzero().view(-1) + start)
+        ties.append((size == threshold).nonzero().view(-1) + start)
+        if len(ties) > 1 and sum(map(len, ties)) >= k:       # enough equals: an all-zero table stays bounded
+            ties = [torch.cat(ties)[:k]]
+    over = torch.cat(over)
+    return torch.cat([over, torch.cat(ties)[:k - len(over)]]).sort().values
+
+
+def prune_(weight: Tensor, k: int) -> float:
+    """Zero in place what is smaller than the k-th largest magnitude; returns the threshold."""
+    if k == 0:
+        weight.detach().zero_()
+        return float("inf")
+    if k >= weight.numel():
+        return 0.0
+    threshold = kth_magnitude(weight, k)
+    for _, block in _blocks(weight):
+        block.masked_fill_(block.abs() < threshold, 0)
+    return threshold

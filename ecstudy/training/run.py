@@ -1,0 +1,233 @@
+"""The one training loop: it advances a method's schedule, evaluates on validation rows and keeps the best state."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.layout import Dataset
+from ..extras import MissingExtra, need
+from ..method import Method, Step
+from ..measure.auc import auc, checked
+from .batches import Batches
+from .optimizer import Optimizers
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train: the study's protocol (paper, section 5.1.3; selection on validation rows only).
+
+    ``evals_per_epoch`` evaluations per epoch; a stage stops after ``patience`` of them without improvement (ties count as
+    improvement) or after ``max_epochs``.
+    """
+
+    lr: float = 0.001
+    batch: int = 128
+    seed: int = 0
+    evals_per_epoch: int = 10
+    patience: int = 10
+    max_epochs: float = 10.0
+
+
+EVALUATION_BATCH = 8192
+
+
+class Run:
+    """Trains ``emb`` and ``head`` on a data set. ``emb.schedule(run)`` asks it for stages through :meth:`fit`.
+
+    Parameters
+    ----------
+    progress:
+        Called as ``progress(stage=, step=, total=, valid_auc=)`` after every evaluation.
+    cache:
+        Folder in which warm-ups that several runs share are kept; None keeps none.
+    """
+
+    def __init__(self, emb: Method, head: nn.Module, dataset: Dataset, settings: Settings = Settings(), *,
+                 device="cpu", progress: Callable | None = None, cache=None, shared_key: dict | None = None):
+        self.emb, self.head, self.dataset, self.settings = emb.to(device), head.to(device), dataset, settings
+        self.device, self.progress, self.cache, self.shared_key = device, progress, cache, shared_key
+        self.train = Batches(dataset, "train", settings.batch, device, settings.seed)
+        self.valid = Batches(dataset, "valid", EVALUATION_BATCH, device)
+        self._streams: dict[str, Iterator] = {}
+        self.optimizers: Optimizers | None = None
+        self.steps = 0
+        self.stage_seconds: dict[str, float] = {}
+        self.training_bytes = 0
+        self.best = float("nan")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.train)
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def go(self) -> None:
+        """Train to the end of the method's schedule."""
+        torch.manual_seed(self.settings.seed)
+        for step in self.emb.schedule(self):
+            self.execute(step)
+
+    def batch(self, split: str):
+        if split not in self._streams:
+            # the search draws validation rows in its own order, independent of the training stream
+            source = self.train if split == "train" else Batches(
+                self.dataset, split, self.settings.batch, self.device, self.settings.seed + 1)
+            self._streams[split] = source.epochs()
+        return next(self._streams[split])
+
+    def execute(self, step: Step) -> None:
+        """One update."""
+        ids, dense, label = self.batch(step.split)
+        self.optimizers.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(self.head(self.emb(ids), dense, ids), label)
+        if step.penalty is not None:
+            loss = loss + step.penalty()
+        if callable(step.update):
+            step.update(torch.autograd.grad(loss, list(step.wrt)))
+        elif step.update == "emb":
+            loss.backward(inputs=self.optimizers.embedding_leaves())
+            self.optimizers.step("emb")
+        else:
+            loss.backward()
+            self.optimizers.step()
+        self.steps += 1
+
+    def fit(self, stage: str, *, ready: Callable[[], bool] | None = None, fresh: bool = True,
+            carry: bool = False, shared: str | None = None) -> Iterator[Step]:
+        """Yield training steps until validation stops improving, then restore the best state.
+
+        Parameters
+        ----------
+        stage: its name in the row and on the method's page.
+        ready: early stopping and snapshots count only once this holds (progressive pruning needs it).
+        fresh: begin with a fresh optimiser; otherwise go on with the previous stage's.
+        carry: restore the optimiser's state with the best weights, for a next stage with ``fresh=False``.
+        shared: a label; stages of the same label, data, model, dimension, seed and settings are trained once and
+            reused (their recorded seconds count). Only for plain training of a full table.
+        """
+        carry = carry or shared is not None          # whoever reuses the stage may go on with its optimiser
+        if fresh:
+            self.optimizers = Optimizers(self.emb, self.head, self.settings.lr)
+        if shared and self._reuse(stage, shared):
+            return
+        started, first = time.perf_counter(), self.steps
+        every = max(1, self.steps_per_epoch // self.settings.evals_per_epoch)
+        total = max(1, round(self.steps_per_epoch * self.settings.max_epochs))
+        best, state, waited, step = -1.0, None, 0, 0
+        self._training()
+        while True:
+            yield Step(stage=stage)
+            step += 1
+            if step % every and step < total:
+                continue
+            counts = ready is None or ready()
+            if counts:
+                value = self.evaluate(self.valid)
+                if value >= best:
+                    best, waited, state = value, 0, self._snapshot(carry)
+                else:
+                    waited += 1
+                self._training()
+                if self.progress:
+                    self.progress(stage=stage, step=step, total=total, valid_auc=value)
+            # a stage that never became ready goes on past max_epochs until it is
+            if counts and (waited >= self.settings.patience or step >= total):
+                break
+        self._restore(state)
+        self.training_bytes = max(self.training_bytes, self.emb.training_bytes())
+        self.best = best
+        self.stage_seconds[stage] = time.perf_counter() - started
+        if shared:
+            self._keep(shared, state, self.steps - first, self.stage_seconds[stage], carry)
+
+    def _training(self) -> None:
+        self.emb.train()
+        self.head.train()
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def logits(self, batches: Batches) -> tuple[Tensor, Tensor]:
+        """Labels [N] and logits [N] of all rows of a split, on the CPU; Diverged if any is not finite."""
+        self.emb.eval()
+        self.head.eval()
+        labels, logits = [], []
+        for ids, dense, label in batches.once():
+            labels.append(label)
+            logits.append(self.head(self.emb(ids), dense, ids))
+        label, logit = torch.cat(labels).cpu(), torch.cat(logits).float().cpu()
+        checked(label, logit)
+        return label, logit
+
+    def evaluate(self, batches: Batches) -> float:
+        """AUC of what would ship now."""
+        self.emb.before_evaluation()
+        return auc(*self.logits(batches))
+
+    # --- the best state -----------------------------------------------------------------------------------------
+
+    def _snapshot(self, carry: bool) -> dict[str, Tensor]:
+        parts = {"emb": self.emb.state_dict(), "head": self.head.state_dict()}
+        if carry:
+            parts["opt"] = self.optimizers.state()
+        return {f"{part}.{name}": tensor.detach().clone() for part, state in parts.items()
+                for name, tensor in state.items()}
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        def part(name):
+            return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+
+        # a shared warm-up holds no auxiliary state: it stays as the method began it
+        missing, unexpected = self.emb.load_state_dict(part("emb"), strict=False)
+        if unexpected or any("aux." not in name for name in missing):
+            raise RuntimeError(f"snapshot does not fit the method: missing {missing}, unexpected {unexpected}")
+        self.head.load_state_dict(part("head"))
+        if optimizer := part("opt"):
+            self.optimizers.restore(optimizer)
+
+    # --- warm-ups that several budgets share --------------------------------------------------------------------
+
+    def _shared_file(self, label: str):
+        if self.cache is None or self.shared_key is None:
+            return None
+        try:
+            need("safetensors", "save")
+        except MissingExtra:                         # sharing only saves time: without the library train again
+            return None
+        key = dict(label=label, data=self.dataset.fingerprint, settings=asdict(self.settings), **self.shared_key)
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return Path(self.cache) / f"{digest}.safetensors"
+
+    def _reuse(self, stage: str, label: str) -> bool:
+        path = self._shared_file(label)
+        if path is None or not path.is_file():
+            return False
+        with need("safetensors", "save").safe_open(str(path), "pt", device=str(self.device)) as file:
+            meta = json.loads(file.metadata()["run"])
+            state = {name: file.get_tensor(name) for name in file.keys()}
+        self._restore(state)
+        self.steps += meta["steps"]
+        self.stage_seconds[stage], self.best = meta["seconds"], meta["best"]
+        self._streams["train"] = self.train.epochs(skip=meta["steps"])         # go on where the reused stage ended
+        self.training_bytes = max(self.training_bytes, self.emb.training_bytes())
+        return True
+
+    def _keep(self, label: str, state, steps: int, seconds: float, carry: bool) -> None:
+        path = self._shared_file(label)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        kept = {k: v.cpu().contiguous() for k, v in state.items() if not k.startswith("emb.") or "aux." not in k}
+        meta = dict(steps=steps, seconds=seconds, best=self.best)
+        need("safetensors.torch", "save").save_file(kept, temporary, metadata={"run": json.dumps(meta)})
+        os.replace(temporary, path)
