@@ -144,7 +144,7 @@ def require_counts(counts, fields: Fields, device) -> Tensor | None:
     if counts is None:
         raise ValueError("counts is missing: this method needs the training occurrences of each id, int [n] with the "
                          "fields one after the other; pass counts= (Dataset.counts, or numpy.bincount of your ids)")
-    counts = torch.as_tensor(np.ascontiguousarray(counts)).long()
+    counts = torch.from_numpy(np.array(counts, dtype=np.int64))
     if counts.shape != (fields.n,):
         raise ValueError(f"counts of shape {tuple(counts.shape)}: expected [{fields.n}], one count per id")
     return counts

@@ -11,7 +11,7 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 22
+BLOCK = 1 << 18                        # a megabyte of floats: stays in cache between the operations on it
 
 
 def _blocks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -21,7 +21,7 @@ def _blocks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def _bits(block: Tensor) -> Tensor:
-    return block.float().abs().view(torch.int32).long()     # abs clears the sign bit: 0 <= bits < 2**31
+    return block.abs().view(torch.int32)                     # abs clears the sign bit: bits >= 0, ordered like |w|
 
 
 def _pick(histogram: Tensor, k: int) -> tuple[int, int]:
@@ -33,6 +33,8 @@ def _pick(histogram: Tensor, k: int) -> tuple[int, int]:
 
 def kth_magnitude(weight: Tensor, k: int) -> float:
     """The k-th largest ``|w|`` of a float32 tensor, exactly (1 <= k <= numel)."""
+    if weight.dtype != torch.float32:
+        raise TypeError(f"weight of type {weight.dtype}: expected float32")
     if not 1 <= k <= weight.numel():
         raise ValueError(f"k={k}: expected 1 <= k <= {weight.numel()} values")
     upper = torch.zeros(1 << 16, dtype=torch.int64, device=weight.device)
@@ -42,7 +44,9 @@ def kth_magnitude(weight: Tensor, k: int) -> float:
     lower = torch.zeros(1 << 16, dtype=torch.int64, device=weight.device)
     for _, block in _blocks(weight):
         bits = _bits(block)
-        lower += torch.bincount(bits[bits >> 16 == bin_] & 0xFFFF, minlength=1 << 16)
+        inside = bits[bits >> 16 == bin_] & 0xFFFF
+        if len(inside):
+            lower += torch.bincount(inside, minlength=1 << 16)
     value, _ = _pick(lower, k)
     return torch.tensor((bin_ << 16) | value, dtype=torch.int32).view(torch.float32).item()
 
@@ -54,7 +58,7 @@ def largest(weight: Tensor, k: int) -> Tensor:
     threshold = kth_magnitude(weight, k)
     over, ties = [], []
     for start, block in _blocks(weight):
-        size = block.float().abs()
+        size = block.abs()
         over.append((size > threshold).nonzero().view(-1) + start)
         ties.append((size == threshold).nonzero().view(-1) + start)
         if len(ties) > 1 and sum(map(len, ties)) >= k:       # enough equals: an all-zero table stays bounded

@@ -38,7 +38,7 @@ def popcount(x: Tensor) -> Tensor:
 class Bits(nn.Module):
     """``n`` bits with constant-time rank: words of 64 bits and a running count every 4 words."""
 
-    PER_COUNT = 4
+    PER_COUNT = 4                        # words per running count: 256 bits, hence the shifts by 8 below
 
     def __init__(self, n: int, device=None):
         super().__init__()
@@ -58,12 +58,12 @@ class Bits(nn.Module):
 
     def rank(self, position: Tensor) -> Tensor:
         """How many bits are set before ``position``."""
-        group = position // (64 * self.PER_COUNT)
+        group, within = position >> 8, position & 255
         words = take(self.words.view(-1, self.PER_COUNT), group)
-        start = torch.arange(self.PER_COUNT, device=position.device) * 64
-        count = (position % (64 * self.PER_COUNT))[..., None].sub(start).clamp(0, 64)    # bits of each word that count
-        mask = torch.where(count == 64, -1, (torch.ones_like(count) << count.clamp(max=63)) - 1)
-        return take(self.before, group).long() + popcount(words & mask).sum(-1)
+        # whole words before the position's own, then the lower bits of that one
+        full = (torch.arange(self.PER_COUNT, device=position.device) < (within >> 6)[..., None])
+        own = take(self.words, position >> 6) & ((torch.ones_like(position) << (position & 63)) - 1)
+        return take(self.before, group).long() + (popcount(words) * full).sum(-1) + popcount(own)
 
 
 class Bitmask(nn.Module):
@@ -77,7 +77,11 @@ class Bitmask(nn.Module):
 
     def locate(self, row: Tensor) -> Tensor:
         start = row * self.width
-        present = self.bits.get(start[..., None] + torch.arange(self.width, device=row.device))
+        column = torch.arange(self.width, device=row.device)
+        if 64 % self.width == 0:                     # a row lies within one word: one gather instead of one per bit
+            present = (take(self.bits.words, start >> 6) >> (start & 63))[..., None] >> column & 1
+        else:
+            present = self.bits.get(start[..., None] + column)
         position = self.bits.rank(start)[..., None] + present.cumsum(-1) - 1
         return torch.where(present.bool(), position, -1)
 

@@ -97,7 +97,8 @@ class DatasetWriter:
         self._sizes = np.asarray(self.meta["cardinalities"], dtype=np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(self._sizes)])
         self._counts = np.zeros(self._offsets[-1], dtype=np.int64)
-        self._hash = hashlib.sha256(json.dumps([self.meta["fields"], self.meta["cardinalities"]]).encode())
+        # one hash per file, so that the fingerprint does not depend on how rows are cut into appends
+        self._hashes = {(split, kind): hashlib.sha256() for split in SPLITS for kind in _KINDS}
         self._temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
         self._positives = dict.fromkeys(SPLITS, 0)
         self._streams: dict[tuple[str, str], NpyStream] = {}
@@ -132,16 +133,19 @@ class DatasetWriter:
         for kind, array in (("ids", ids), ("dense", dense), ("label", label)):
             array = np.ascontiguousarray(array, dtype=_KINDS[kind])
             self._streams[split, kind].append(array)
-            self._hash.update(split.encode() + kind.encode())
-            self._hash.update(array.data if array.size else b"")
+            self._hashes[split, kind].update(array.data if array.size else b"")
         self._positives[split] += int(label.sum())
 
     def __exit__(self, kind, error, trace):
-        for stream in self._streams.values():
-            stream.close()
-        if kind is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            return
+        try:
+            for stream in self._streams.values():
+                stream.close()
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)      # gone already where all went well
+
+    def _finish(self) -> None:
         from .. import __version__
 
         rows = {split: self._streams[split, "label"].rows for split in SPLITS}
@@ -149,7 +153,7 @@ class DatasetWriter:
         self.meta |= dict(
             rows=rows,
             base_rate={s: self._positives[s] / rows[s] if rows[s] else None for s in SPLITS},
-            fingerprint=self._hash.hexdigest()[:16], version=__version__,
+            fingerprint=self._fingerprint(), version=__version__,
         )
         (self._temporary / "meta.json").write_text(json.dumps(self.meta, indent=1) + "\n")
         if self.folder.exists():                     # overwrite=True: the old folder goes only now
@@ -160,6 +164,13 @@ class DatasetWriter:
         else:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._temporary.rename(self.folder)
+
+
+    def _fingerprint(self) -> str:
+        """16 hexadecimal digits that follow from field sizes and all rows."""
+        files = [[split, kind, digest.hexdigest()] for (split, kind), digest in self._hashes.items()]
+        whole = json.dumps([self.meta["fields"], self.meta["cardinalities"], self.meta["dense"], files])
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

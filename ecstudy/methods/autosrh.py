@@ -11,7 +11,8 @@ the embeddings on training rows with the head frozen, one step of the gates on v
 frozen and everything is retrained. The final pruning is the deployment. Each stage starts a fresh optimiser.
 The group of every id (one byte) and the gates exist in training only: 301.6 %.
 
-**Deviations** As in the published code, and unlike the paper's text, nothing is trained after pruning. The gates move by
+**Deviations** As in the published code, and unlike the paper's text, nothing is trained after pruning. A stage may end with
+the state it began with, if training further only lowers validation AUC (on a small log retraining overfits at once). The gates move by
 ``gate <- clip(gate - 0.001 g / mean|g|, 0, 1)``, the published first-order rule. Groups hold about equal numbers of ids,
 equal counts stay together, and a count shared by more than its part of the ids is a group of its own. The group map is
 one byte per id, not an int32 (306.3 % in the paper).
@@ -76,12 +77,14 @@ class AutoSrh(Pruned):
     def schedule(self, run):
         yield from run.fit("warm-up", shared="full")
         self.aux.gate.requires_grad_(True)
-        for step in run.fit("search"):
+        # gates and weights do not depend on the budget: all budgets share every stage
+        label = f"autosrh(gate_lr={self.gate_lr}, groups={len(self.aux.gate)}, l1={self.l1})"
+        for step in run.fit("search", shared=f"{label} search"):
             step.update = "emb"
             yield step
             yield Step("valid", update=self.move_gates, wrt=[self.aux.gate], penalty=self.penalty)
         self.aux.gate.requires_grad_(False)
-        yield from run.fit("retrain")
+        yield from run.fit("retrain", shared=f"{label} retrain")
 
     def deploy(self):
         if not self.deployed and not self.table.weight.is_meta:

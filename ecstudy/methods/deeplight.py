@@ -40,7 +40,7 @@ class DeepLight(Pruned):
         return cells - int((cells - self.kept) * (1 - 0.001 ** (t / ramp)))
 
     def prune(self):
-        if self.target is not None:
+        if self.target is not None and not self.deployed:
             prune_(self.table.weight, self.target)
 
     before_evaluation = prune

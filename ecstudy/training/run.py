@@ -58,6 +58,7 @@ class Run:
         self.train = Batches(dataset, "train", settings.batch, device, settings.seed)
         self.valid = Batches(dataset, "valid", EVALUATION_BATCH, device)
         self._streams: dict[str, Iterator] = {}
+        self.drawn: dict[str, int] = {}              # batches taken of each split
         self.optimizers: Optimizers | None = None
         self.steps = 0
         self.stage_seconds: dict[str, float] = {}
@@ -81,7 +82,8 @@ class Run:
             # the search draws validation rows in its own order, independent of the training stream
             source = self.train if split == "train" else Batches(
                 self.dataset, split, self.settings.batch, self.device, self.settings.seed + 1)
-            self._streams[split] = source.epochs()
+            self._streams[split] = source.epochs(skip=self.drawn.get(split, 0))
+        self.drawn[split] = self.drawn.get(split, 0) + 1
         return next(self._streams[split])
 
     def execute(self, step: Step) -> None:
@@ -112,9 +114,10 @@ class Run:
         fresh: begin with a fresh optimiser; otherwise go on with the previous stage's.
         carry: restore the optimiser's state with the best weights, for a next stage with ``fresh=False``.
         shared: a label; stages of the same label, data, model, dimension, seed and settings are trained once and
-            reused (their recorded seconds count). Only for plain training of a full table.
+            reused by all budgets (their recorded seconds count). ``"full"`` is the plain training of a full table,
+            common to all methods that begin with it; other labels name the method, its options and the stage.
         """
-        carry = carry or shared is not None          # whoever reuses the stage may go on with its optimiser
+        carry = carry or shared == "full"            # whoever reuses the stage may go on with its optimiser
         if fresh:
             self.optimizers = Optimizers(self.emb, self.head, self.settings.lr)
         if shared and self._reuse(stage, shared):
@@ -123,6 +126,8 @@ class Run:
         every = max(1, self.steps_per_epoch // self.settings.evals_per_epoch)
         total = max(1, round(self.steps_per_epoch * self.settings.max_epochs))
         best, state, waited, step = -1.0, None, 0, 0
+        if self.steps and (ready is None or ready()):         # a later stage never ends worse than it began
+            best, state = self.evaluate(self.valid), self._snapshot(carry)
         self._training()
         while True:
             yield Step(stage=stage)
@@ -186,7 +191,7 @@ class Run:
         def part(name):
             return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
 
-        # a shared warm-up holds no auxiliary state: it stays as the method began it
+        # the common warm-up holds no auxiliary state: it stays as the method began it
         missing, unexpected = self.emb.load_state_dict(part("emb"), strict=False)
         if unexpected or any("aux." not in name for name in missing):
             raise RuntimeError(f"snapshot does not fit the method: missing {missing}, unexpected {unexpected}")
@@ -217,7 +222,7 @@ class Run:
         self._restore(state)
         self.steps += meta["steps"]
         self.stage_seconds[stage], self.best = meta["seconds"], meta["best"]
-        self._streams["train"] = self.train.epochs(skip=meta["steps"])         # go on where the reused stage ended
+        self.drawn, self._streams = meta["drawn"], {}                  # go on where the reused stage ended
         self.training_bytes = max(self.training_bytes, self.emb.training_bytes())
         return True
 
@@ -227,7 +232,7 @@ class Run:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        kept = {k: v.cpu().contiguous() for k, v in state.items() if not k.startswith("emb.") or "aux." not in k}
-        meta = dict(steps=steps, seconds=seconds, best=self.best)
+        kept = {k: v.cpu().contiguous() for k, v in state.items() if label != "full" or not k.startswith("emb.aux.")}
+        meta = dict(steps=steps, seconds=seconds, best=self.best, drawn=self.drawn)
         need("safetensors.torch", "save").save_file(kept, temporary, metadata={"run": json.dumps(meta)})
         os.replace(temporary, path)

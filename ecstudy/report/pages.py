@@ -1,0 +1,307 @@
+"""Writes the generated part of the book: a page per method and the fragments other pages include.
+
+``python -m ecstudy.report.pages`` writes into ``book/methods`` and ``book/generated`` (both ignored by git). A page is
+made of what exists: the method's docstring and source, its registry entry, what the solver says it weighs at Criteo's
+field sizes, its schedule as a rehearsal lists it, and its rows. Pages without rows say so.
+"""
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from .. import paths
+from ..budget import weigh
+from ..data import statistics as data_statistics
+from ..data.cardinalities import FIELDS
+from ..data.layout import Dataset
+from ..registry import docstring, names, table as registry
+from . import figures, tables
+from .picture import frame_html
+from .stamp import QUICK, mark, stamp
+from .style import FULL, title
+
+REAL = "criteo_137k"                     # the real sample whose published rows the book shows
+DATA = ("synthetic_criteo_xs", REAL)      # the data page compares these
+BUDGETS = (0.5, 0.1, 0.01, 0.001)        # the paper's
+DIM = 16
+
+
+def real_rows() -> pd.DataFrame:
+    """Published rows of the real sample: DLRM at the study's dimension."""
+    from ..study import results
+
+    return results(section="dlrm", dataset=REAL, model="dlrm", dim=DIM)
+
+
+def quick_rows() -> pd.DataFrame:
+    """Rows of the quick profile, on generated data."""
+    from ..study import results
+
+    rows = results(section="quick", model="dlrm", dim=DIM)
+    return rows[rows["dataset"].str.startswith(QUICK)]
+
+
+def write_pages(book: Path | None = None, *, weights: bool = True, progress: bool = False) -> list[Path]:
+    """Write every generated page and fragment under ``book`` (default: the checkout's) and return their paths.
+
+    ``weights=False`` leaves out the weighing at Criteo's field sizes, which takes some seconds per method.
+    """
+    book = Path(book) if book else paths.root() / "book"
+    real, quick = real_rows(), quick_rows()
+    pages = {f"methods/{name}.md": _method_page(name, real, quick, weights) for name in _seen(names(), progress)}
+    pages |= {"generated/methods.md": _methods_table(), "generated/deviations.md": _deviations(),
+              "generated/first.md": _first_result(real, quick), "generated/real.md": _real(real), "generated/data.md": _data(),
+              "generated/stamp.md": raw(stamp())}
+    for folder in ("methods", "generated"):
+        (book / folder).mkdir(parents=True, exist_ok=True)
+        for old in (book / folder).glob("*.md"):              # a method that is gone leaves no page behind
+            if f"{folder}/{old.name}" not in pages:
+                old.unlink()
+    written = []
+    for name, text in pages.items():
+        path = book / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:     # unchanged pages are not built again
+            path.write_text(text, encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def _seen(items, progress: bool):
+    for i, item in enumerate(items, 1):
+        if progress:
+            print(f"page {i} of {len(items)}: {item}", file=sys.stderr)
+        yield item
+
+
+def raw(shown) -> str:
+    """Anything that shows itself as HTML, as a block of a MyST page."""
+    return f"````{{raw}} html\n{shown._repr_html_()}\n````\n"
+
+
+# -- a page per method ----------------------------------------------------------------------------------------------
+
+def _method_page(name: str, real: pd.DataFrame, quick: pd.DataFrame, weights: bool) -> str:
+    entry = registry().loc[name]
+    first, _, rest = docstring(name).partition("\n")
+    parts = [f"# {title(name)}", first, _facts(name, entry), markdown(rest)]
+    if stages := _stages(name):
+        parts += ["## How it trains", raw(figures.timeline(stages))]
+    if weights:
+        parts += ["## What it weighs", _weights(name)]
+    parts += ["## What it achieved", _achieved(name, real, quick), "## Source", _source(name)]
+    return "\n\n".join(p.strip() for p in parts if p) + "\n"
+
+
+def _facts(name: str, entry: pd.Series) -> str:
+    options = ", ".join(f"`{k}={v!r}`" for k, v in entry["options"].items()) or "none"
+    lines = [("name", f"`{name}`"), ("family", entry["family"]), ("paper", paper_link(entry["paper"])),
+             ("sizes by", f"`{entry['knob']}`" if entry["knob"] else "nothing: its size is fixed"),
+             ("allocates by", entry["aware"] if entry["aware"] != "none" else "nothing: all ids alike"),
+             ("needs counts", "yes" if entry["needs_counts"] else "no"), ("options", options)]
+    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {str(v).replace('|', chr(92) + '|')} |" for k, v in lines)])
+
+
+def paper_link(text: str) -> str:
+    """``arXiv 2108.02191`` as a link; other texts as they are."""
+    return re.sub(r"arXiv[ :](\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+def markdown(text: str) -> str:
+    """A docstring's body as Markdown: roles become code, a trailing ``::`` opens an indented block, arXiv ids link."""
+    text = re.sub(r":[a-z:]+:`~?([^`]+)`", r"``\1``", text)
+    text = re.sub(r"::[ \t]*$", ":", text, flags=re.M)
+    return paper_link(text).strip()
+
+
+def section(name: str, heading: str) -> str:
+    """The part of a method's docstring under ``**heading**``, up to the next bold heading; "" if there is none."""
+    found = re.search(rf"\*\*{heading}\*\*\s*(.*?)(?=\n\s*\n\*\*|\Z)", docstring(name), flags=re.S)
+    return markdown(found.group(1)) if found else ""
+
+
+def _stages(name: str):
+    from .. import training
+
+    timeline = getattr(training, "timeline", None)
+    return timeline(name) if timeline else None
+
+
+def _weights(name: str) -> str:
+    sizes = list(FIELDS["criteo"][1])
+    paper = tables.paper_table5()
+    paper = paper[(paper["dataset"] == "criteo") & (paper["method"] == tables.PAPER_NAMES.get(name))]
+    theirs = paper.set_index("budget_pct")
+    lines = []
+    for budget in BUDGETS if registry().loc[name, "knob"] else (None,):
+        found = weigh(name, sizes, DIM, budget)
+        other = theirs.loc[100 * budget] if budget and 100 * budget in theirs.index else None
+        line = {"Budget": "100 %" if budget is None else f"{100 * budget:g} %",
+                registry().loc[name, "knob"] or "size": "fixed" if found["knob"] is None and found["reachable"] else
+                "" if found["knob"] is None else f"{found['knob']:,}" if isinstance(found["knob"], int) else
+                str(found["knob"]),
+                "Deployed": f"{found['inference_pct']:.4g} %" if found["reachable"] else
+                f"/ (at least {found['inference_pct']:.3g} %)",
+                "Training": "" if found["training_pct"] is None else f"{found['training_pct']:.4g} %"}
+        if len(theirs) and name != FULL:
+            reached = other is not None and other["reached"] != "no"
+            line |= {"Paper, deployed": "" if other is None else f"{other['reached_pct']:g} %" if reached else "/",
+                     "Paper, training": f"{other['train_memory_pct']:g} %" if reached else ""}
+        lines.append(line)
+    text = ("Bytes of the module the solver builds for each of the paper's budgets at Criteo's "
+            f"{sum(sizes):,} ids and dimension {DIM}, in per cent of the float32 full table. `/` is out of reach.")
+    return f"{text}\n\n````{{raw}} html\n<div class=\"ec-scroll\">{frame_html(pd.DataFrame(lines), index=False)}</div>\n````"
+
+
+def _achieved(name: str, real: pd.DataFrame, quick: pd.DataFrame) -> str:
+    parts = []
+    for rows, page in ((real, "../real.md"), (quick, "../notebooks/dlrm.ipynb")):
+        own = rows[rows["method"] == name] if len(rows) else rows
+        if not len(own) or not own["status"].eq("ok").any():
+            continue
+        parts.append(raw(mark(rows)))
+        try:
+            shown = figures.auc_against_bytes(rows, highlight=None if name == FULL else name)
+        except ValueError:
+            continue
+        parts += [raw(replace(shown, rows=None)), raw(tables.cell_list(rows, name)), f"All methods: [the page of these rows]({page})."]
+    return "\n\n".join(parts) or "No rows yet. `make report` measures the quick profile; `make study` fills what is missing."
+
+
+def _source(name: str) -> str:
+    path = paths.PACKAGE / "methods" / f"{name}.py"
+    first = ast.parse(path.read_text(encoding="utf-8")).body[1].lineno          # behind the docstring, shown above
+    return (f"`ecstudy/methods/{name}.py`, from its first import on:\n\n"
+            f"```{{literalinclude}} ../../ecstudy/methods/{name}.py\n:language: python\n:lines: {first}-\n```")
+
+
+# -- fragments ------------------------------------------------------------------------------------------------------
+
+def _methods_table() -> str:
+    lines = ["| Method | Family | In one line | Sizes by | Paper |", "|---|---|---|---|---|"]
+    for name, entry in registry().iterrows():
+        knob = f"`{entry['knob']}`" if entry["knob"] else "fixed"
+        summary = entry["summary"].replace("|", "\\|")
+        lines.append(f"| [{title(name)}](methods/{name}.md) | {entry['family']} | {summary} | {knob} | "
+                     f"{paper_link(entry['paper'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _deviations() -> str:
+    """Each method's own list, from its docstring, so that it stands in one place."""
+    parts = [f"### {title(name)}\n\n{text}" for name in names() if (text := section(name, "Deviations"))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _best(rows: pd.DataFrame, budget: float):
+    from .summary import cells
+
+    table = cells(rows)
+    reached = table[(table["budget"] == budget) & (table["status"] == "ok")].sort_values("auc")
+    full = table[(table["method"] == FULL) & (table["status"] == "ok")]
+    return (reached.iloc[-1], full.iloc[0]) if len(reached) and len(full) else None
+
+
+def _first_result(real: pd.DataFrame, quick: pd.DataFrame) -> str:
+    """The first figure of the book: real rows if there are any, else the quick profile, said to be that."""
+    for rows, page in ((real, "real.md"), (quick, "notebooks/dlrm.ipynb")):
+        found = _best(rows, 0.1) if len(rows) and rows["status"].eq("ok").any() else None
+        if found is None:
+            continue
+        best, full = found
+        half = "" if pd.isna(best["gap_half"]) else f" ± {best['gap_half']:.4f}"
+        text = (f"At one tenth of the memory, **{title(best['method'])}** holds the highest AUC, {best['auc']:.4f}; the "
+                f"uncompressed table has {full['auc']:.4f} (difference {best['gap']:+.4f}{half}, paired by seed). "
+                f"[All methods and budgets]({page}).")
+        return "\n\n".join([raw(mark(rows)), text, raw(figures.auc_against_bytes(rows))]) + "\n"
+    return "No rows are published and none have been measured here yet: run `make report`.\n"
+
+
+def _real(real: pd.DataFrame) -> str:
+    if not len(real):
+        return (f"There are no published rows of `{REAL}` yet, so this page has no figures. [Reproduce](reproduce.md) "
+                "says how to prepare the data and fill them.\n")
+    command = "make study PROFILE=real"
+    parts = [raw(mark(real)), "## AUC against memory"]
+    if real["status"].eq("ok").any():
+        parts += [raw(figures.auc_against_bytes(real, command=command))]
+    parts += ["## The table", raw(tables.table5(real, command=command)), "## Beside the paper",
+              "The paper trained on all 45.8 million rows, this sample is 0.3 % of them, so absolute AUC is lower and "
+              "intervals are wide. What can be compared is the gap to Full and the costs as multiples of Full's.",
+              raw(tables.beside_paper(real, command=command))]
+    if (real["status"].eq("ok") & real["method"].ne(FULL)).any():
+        parts += ["## What it costs", raw(figures.costs(real, command=command))]
+    parts += ["## Runs behind this page", raw(tables.ran(real)), raw(stamp(real))]
+    return "\n\n".join(p.strip() for p in parts) + "\n"
+
+
+def _data(names_of=DATA) -> str:
+    """Statistics and frequency curves: published ones (aggregates), else measured where the data is at hand."""
+    statistics, curves = _published("data_statistics.csv"), _published("data_frequency.csv")
+    for name in names_of:
+        if (paths.data() / name / "meta.json").is_file():
+            measured = Dataset.open(paths.data() / name)
+            if name not in set(statistics.get("dataset", ())):
+                statistics = pd.concat([statistics, pd.DataFrame([data_statistics.statistics(measured)])])
+            if name not in set(curves.get("dataset", ())):
+                curves = pd.concat([curves, _curve(measured)])
+    if not len(statistics):
+        return "No statistics are published and no data is at hand yet: run `make report`.\n"
+    parts = [raw(tables.statistics(statistics))]
+    if len(curves):
+        parts.append(raw(figures.frequency(curves)))
+    return "\n".join(parts)
+
+
+def _published(name: str) -> pd.DataFrame:
+    path = paths.results() / name
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+
+
+def _curve(dataset: Dataset) -> pd.DataFrame:
+    return data_statistics.frequency_curve(dataset).assign(dataset=dataset.name)[["dataset", "id_share",
+                                                                                  "occurrence_share"]]
+
+
+def publish_data(names_of=DATA) -> list[Path]:
+    """Write statistics and frequency curves of prepared data sets, aggregates only, into ``results/``.
+
+    Data sets that are not at hand keep what is published of them.
+    """
+    from ..data import open_dataset
+
+    here = [open_dataset(n) for n in names_of if n.startswith(QUICK) or (paths.data() / n / "meta.json").is_file()]
+    if not here:
+        return []
+    fresh = {"data_statistics.csv": pd.DataFrame([data_statistics.statistics(d) for d in here]),
+             "data_frequency.csv": pd.concat([_curve(d) for d in here])}
+    written = []
+    for name, table in fresh.items():
+        old = _published(name)
+        if len(old):
+            table = pd.concat([old[~old["dataset"].isin(table["dataset"])], table])
+        path = paths.results() / name
+        part = path.with_name(f".{name}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(part, index=False, float_format="%.6g")
+        written.append(part.replace(path))
+    return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ecstudy.report.pages", description="Write the book's generated pages.")
+    parser.add_argument("--publish-data", action="store_true", help="write statistics of the data into results/ instead")
+    if parser.parse_args().publish_data:
+        print("wrote " + ", ".join(map(str, publish_data())), file=sys.stderr)
+        return
+    written = write_pages(progress=True)
+    print(f"wrote {len(written)} pages under {paths.root() / 'book'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

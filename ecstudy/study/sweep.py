@@ -1,0 +1,254 @@
+"""Run what is missing: one cell (:func:`run`), a list of cells (:func:`fill`) or a grid (:func:`sweep`).
+
+A run is in the store whole or not at all, so work may be interrupted anywhere and the same call goes on with the rest.
+"""
+from __future__ import annotations
+
+import functools
+import itertools
+import numbers
+import time
+import traceback
+from dataclasses import fields, replace
+
+import pandas as pd
+
+from . import executors, progress as progress_of, store
+from .row import Cell, CellError, DONE, frame, known
+
+BUSY = "busy"                        # what an attempt returns when another process holds the cell
+
+
+class RunFailed(RuntimeError):
+    """A run that was started failed; the message names the cell and the reason, and the store holds a row of both."""
+
+
+def run(cell: Cell | None = None, *, force: bool = False, progress=None, **settings) -> dict:
+    """Train, deploy and measure one cell; its row. A row that is there already is returned as it is.
+
+    Parameters
+    ----------
+    cell, settings:
+        A :class:`~ecstudy.study.row.Cell`, or its fields: ``method``, ``dataset`` and what differs from the defaults.
+    force:
+        Measure again and replace the row.
+    progress:
+        None shows the stages in notebooks and terminals, True always, False never; or a callable that takes
+        ``stage=, step=, total=, valid_auc=`` after every validation.
+
+    Raises
+    ------
+    CellError, SpecError, DataError
+        Before any work, for a value that cannot be used; CellError also if another process is running this very cell.
+    RunFailed
+        If the run itself failed, with the error as its cause; the store then holds a row with status ``failed``.
+    """
+    if cell is None:
+        for name in ("method", "dataset"):
+            if name not in settings:
+                raise CellError(f"{name} is missing")
+        cell = Cell(**checked_names(settings))
+    elif settings:
+        raise CellError(f"give a cell or its fields, not both ({', '.join(settings)})")
+    if not force and (row := store.rows().get(cell.run_id)) and row["status"] in DONE:
+        return store.add_section(row, cell.section)
+    cell.check()
+    with progress_of.stages(describe(cell), progress) as report:
+        row = attempt(cell, force=force, raising=True, progress=report)
+    if row == BUSY:
+        raise CellError(f"{describe(cell)} is being run by {store.holder(cell.run_id)}; wait for it")
+    return row
+
+
+def sweep(methods, budgets=(None,), *, dataset=None, datasets=None, models="dlrm", dims=16, seeds=0, lrs=0.001,
+          base_dim: int | None = None, processes: int = 0, shard: str | None = None, fail_fast: bool = False,
+          force: bool = False, progress: bool | None = None, **common) -> pd.DataFrame:
+    """Run the missing cells of a grid and return one row per cell of it.
+
+    Parameters
+    ----------
+    methods, budgets, datasets, models, dims, seeds, lrs:
+        A value or a list of values each; the grid is their product. A method whose size is fixed (Full, or a spec that
+        gives the size itself) runs once, not once per budget. ``dataset`` is the same as ``datasets``.
+    base_dim:
+        Fix bytes while the dimension grows: a fraction then means so many bytes as it is of the full table at this
+        dimension.
+    processes:
+        0 runs here, n >= 1 in so many spawned workers.
+    shard:
+        ``"i/n"``: only the i-th of n parts. Parts are disjoint, complete, and depend on the cells alone, so machines
+        need not speak to one another. ``1/n ... n/n`` and ``0/n ... (n-1)/n`` are both understood.
+    fail_fast:
+        Stop at the first failure. Otherwise a failure becomes a row with status ``failed`` and the rest goes on.
+    force:
+        Measure all cells again.
+    progress:
+        None shows a bar in notebooks and terminals, True always, False never.
+    common:
+        Further fields of :class:`~ecstudy.study.row.Cell`, the same for all cells.
+
+    Raises
+    ------
+    CellError, SpecError, DataError
+        Before any work, for a value that cannot be used.
+    RunFailed
+        With ``fail_fast``, naming the cell and the reason.
+    """
+    if (dataset is None) == (datasets is None):
+        raise CellError("give one of dataset and datasets")
+    datasets = dataset if datasets is None else datasets
+    cells = grid(methods, budgets, datasets, models, dims, seeds, lrs, base_dim, **common)
+    return fill(cells, processes=processes, shard=shard, fail_fast=fail_fast, force=force, progress=progress)
+
+
+def grid(methods, budgets, datasets, models="dlrm", dims=16, seeds=0, lrs=0.001, base_dim=None, **common) -> list[Cell]:
+    """The cells of a product, each once; seeds turn slowest, so that a sweep cut short has whole replicates."""
+    from ..budget import budget_bytes
+    from ..data import open_dataset
+
+    for name in checked_names(common):
+        if name in ("method", "budget", "model", "dim", "seed", "lr"):
+            raise CellError(f"{name}: a grid takes {name}s, a value or a list of values")
+    cells = {}
+    for seed, dataset, model, dim, lr, method, budget in itertools.product(
+            _many("seeds", seeds), _many("datasets", datasets), _many("models", models), _many("dims", dims),
+            _many("lrs", lrs), _many("methods", methods), _many("budgets", budgets)):
+        cell = Cell(method=method, dataset=dataset, model=model, dim=dim, budget=budget, seed=seed, lr=lr, **common)
+        if cell.budget is not None and not _sized_by_budget(cell.spec):
+            cell = replace(cell, budget=None)
+        if isinstance(cell.budget, float) and base_dim is not None:
+            cell = replace(cell, budget=budget_bytes(cell.budget, open_dataset(cell.dataset).cardinalities, base_dim))
+        cells.setdefault(cell.run_id, cell)
+    return list(cells.values())
+
+
+def fill(cells, *, processes: int = 0, shard: str | None = None, fail_fast: bool = False, force: bool = False,
+         progress: bool | None = None, executor=None) -> pd.DataFrame:
+    """Run the cells whose rows are missing and return the rows of all, in the order of the cells.
+
+    Cells that another process is running now are waited for at the end, and run here should that process fail.
+    ``executor`` is one of :mod:`ecstudy.study.executors`; the other arguments are those of :func:`sweep`.
+    """
+    cells = list({cell.run_id: cell for cell in cells}.values())
+    if shard is not None:
+        cells = part(cells, shard)
+    if executor is None:
+        executor = executors.processes(processes) if processes else executors.inline
+    there = store.rows()
+    done = {} if force else {c.run_id: there[c.run_id] for c in cells if there.get(c.run_id, {}).get("status") in DONE}
+    missing = [cell for cell in cells if cell.run_id not in done]
+    for cell in missing:
+        cell.check()
+    for cell in cells:
+        if cell.run_id in done:
+            done[cell.run_id] = store.add_section(done[cell.run_id], cell.section)
+
+    data = {cell.fingerprint for cell in missing}
+    clock = progress_of.Clock((r for r in there.values() if r["data_fingerprint"] in data), workers=max(1, processes))
+    left = {cell.run_id: cell for cell in missing}
+    busy: list[Cell] = []
+    with progress_of.bar(len(missing), "runs", progress) as step:
+        def finish(cell, row):
+            if isinstance(row, executors.WorkerDied):
+                row = store.write(cell.row(dict(status="failed", reason=str(row))))
+            done[cell.run_id] = row
+            del left[cell.run_id]
+            clock.add(row)
+            step(f"{row['status']}: {describe(cell)}; {progress_of.duration(clock.left(left.values()))} left")
+            if fail_fast and row["status"] == "failed":
+                raise RunFailed(f"{describe(cell)}: {row['reason']}")
+
+        work = functools.partial(attempt, force=force)
+        try:
+            outcomes = executor(work, missing)
+            try:
+                for cell, row in outcomes:
+                    if row == BUSY:
+                        busy.append(cell)
+                    else:
+                        finish(cell, row)
+            finally:
+                outcomes.close()             # stops the workers that still run, whatever the reason to leave
+            for cell in busy:
+                finish(cell, _wait(cell, force, step))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{len(done)} of {len(cells)} rows are there; "
+                                    "the same call goes on with the rest") from None
+    return frame(done[cell.run_id] for cell in cells)
+
+
+def attempt(cell: Cell, force: bool = False, raising: bool = False, progress=None):
+    """Claim, measure and store one cell. Its row, or BUSY if another process holds it.
+
+    An error becomes a row with status ``failed`` (and is raised with ``raising``); an interruption leaves nothing.
+    """
+    with store.claim(cell.run_id) as ours:
+        if not ours:
+            return BUSY
+        if not force and (row := store.cached(cell.run_id)) and row["status"] in DONE:
+            return store.add_section(row, cell.section)      # done by another process since we looked
+        begin = time.perf_counter()
+        try:
+            return store.write(cell.row(cell.measure(progress)))
+        except Exception as error:
+            failed = dict(status="failed", reason=one_line(error), seconds=time.perf_counter() - begin)
+            row = store.write(cell.row(failed), traceback=traceback.format_exc())
+            if raising:
+                raise RunFailed(f"{describe(cell)}: {row['reason']}") from error
+            return row
+
+
+def _wait(cell: Cell, force: bool, step):
+    told = False
+    while (row := attempt(cell, force)) == BUSY:
+        if not told:
+            step(f"waiting for {describe(cell)}, run by {store.holder(cell.run_id)}", advance=0)
+            told = True
+        time.sleep(0.2)
+    return row
+
+
+def part(cells: list[Cell], shard: str) -> list[Cell]:
+    """The cells of part i of n (``"i/n"``), chosen by their ids alone. Raises CellError for another form."""
+    i, slash, n = str(shard).partition("/")
+    if not (slash and i.isascii() and i.isdigit() and n.isascii() and n.isdigit() and int(n) >= 1 and int(i) <= int(n)):
+        raise CellError(f"shard {shard!r}: expected i/n, part i of n parts, for example 1/4")
+    return [cell for cell in cells if int(cell.run_id, 16) % int(n) == int(i) % int(n)]
+
+
+def describe(cell: Cell) -> str:
+    """``compo on criteo at 0.1, seed 0``: the cell in a line of progress or an error."""
+    unit = " bytes" if isinstance(cell.budget, int) else ""
+    size = "" if cell.budget is None else f" at {cell.budget:.12g}{unit}"
+    return f"{cell.method} on {cell.dataset}{size}, seed {cell.seed}"
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of an error and its message, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500].rstrip(": ")
+
+
+def checked_names(cell: dict) -> dict:
+    """The keywords themselves, or CellError naming the one that is no field of a cell."""
+    names = [f.name for f in fields(Cell)]
+    for name in cell:
+        known("setting", name, names)
+    return cell
+
+
+def _many(name: str, values) -> list:
+    """A scalar, or each of several values."""
+    if values is None or isinstance(values, (str, numbers.Number)) or not hasattr(values, "__iter__"):
+        return [values]
+    values = list(values)
+    if not values:
+        raise CellError(f"{name} is empty: expected a value or a list of values")
+    return values
+
+
+def _sized_by_budget(spec) -> bool:
+    """Whether a budget decides the size: not for a method without a knob, nor for a spec that sets the knob itself."""
+    from ..registry import get
+
+    knob = get(spec.name).knob
+    return knob is not None and knob not in spec.options
