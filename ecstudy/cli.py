@@ -322,6 +322,16 @@ def sweep(
 
 
 @app.command()
+def yardsticks(dataset: DatasetName, section: Section = Cell.section, force: Force = False, as_json: AsJson = False,
+               progress: Shown = None):
+    """Measure what a data set yields without embeddings: its base rate and one-hot logistic regressions."""
+    from .study.baselines import measure
+
+    table = measure(dataset, section=section, force=force, progress=progress)
+    typer.echo(dumps(records(table))) if as_json else show_rows(table)
+
+
+@app.command()
 def results(
     section: Annotated[Optional[str], typer.Option(help="Only rows of this section.")] = None,
     dataset: Annotated[Optional[str], typer.Option("--dataset", "-d", help="Only rows of this data set.")] = None,

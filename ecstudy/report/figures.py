@@ -202,7 +202,8 @@ def frequency(curves: pd.DataFrame, *, command: str = "") -> Picture:
     for name in names:
         line = curves[curves["dataset"] == name].sort_values("id_share")
         said.append(f"{name} {100 * np.interp(0.01, line['id_share'], line['occurrence_share']):.0f} %")
-    alt = "Line chart of the share of occurrences held by the most frequent ids. The top 1 % of ids hold: " + ", ".join(said)
+    alt = ("Line chart of the share of occurrences held by the most frequent ids. The top 1 % of ids hold: "
+           + ", ".join(said))
     return Picture(svg, alt + ".", "Skew: the share of occurrences that the most frequent ids hold, training rows.",
                    curves, command)
 

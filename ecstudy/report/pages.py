@@ -22,7 +22,7 @@ from ..data.cardinalities import FIELDS
 from ..data.layout import Dataset
 from ..registry import docstring, names, table as registry
 from . import figures, tables
-from .picture import frame_html
+from .picture import Html, frame_html
 from .stamp import QUICK, mark, stamp
 from .style import FULL, title
 
@@ -56,7 +56,8 @@ def write_pages(book: Path | None = None, *, weights: bool = True, progress: boo
     real, quick = real_rows(), quick_rows()
     pages = {f"methods/{name}.md": _method_page(name, real, quick, weights) for name in _seen(names(), progress)}
     pages |= {"generated/methods.md": _methods_table(), "generated/deviations.md": _deviations(),
-              "generated/first.md": _first_result(real, quick), "generated/real.md": _real(real), "generated/data.md": _data(),
+              "generated/first.md": _first_result(real, quick), "generated/real.md": _real(real),
+              "generated/data.md": _data(),
               "generated/stamp.md": raw(stamp())}
     for folder in ("methods", "generated"):
         (book / folder).mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,8 @@ def _weights(name: str) -> str:
         lines.append(line)
     text = ("Bytes of the module the solver builds for each of the paper's budgets at Criteo's "
             f"{sum(sizes):,} ids and dimension {DIM}, in per cent of the float32 full table. `/` is out of reach.")
-    return f"{text}\n\n````{{raw}} html\n<div class=\"ec-scroll\">{frame_html(pd.DataFrame(lines), index=False)}</div>\n````"
+    table = Html(f'<div class="ec-scroll">{frame_html(pd.DataFrame(lines), index=False)}</div>')
+    return f"{text}\n\n{raw(table)}"
 
 
 def _achieved(name: str, real: pd.DataFrame, quick: pd.DataFrame) -> str:
@@ -169,8 +171,10 @@ def _achieved(name: str, real: pd.DataFrame, quick: pd.DataFrame) -> str:
             shown = figures.auc_against_bytes(rows, highlight=None if name == FULL else name)
         except ValueError:
             continue
-        parts += [raw(replace(shown, rows=None)), raw(tables.cell_list(rows, name)), f"All methods: [the page of these rows]({page})."]
-    return "\n\n".join(parts) or "No rows yet. `make report` measures the quick profile; `make study` fills what is missing."
+        parts += [raw(replace(shown, rows=None)), raw(tables.cell_list(rows, name)),
+                  f"All methods: [the page of these rows]({page})."]
+    return "\n\n".join(parts) or (
+        "No rows yet. `make report` measures the quick profile; `make study` fills what is missing.")
 
 
 def _source(name: str) -> str:
@@ -215,8 +219,8 @@ def _first_result(real: pd.DataFrame, quick: pd.DataFrame) -> str:
             continue
         best, full = found
         half = "" if pd.isna(best["gap_half"]) else f" ± {best['gap_half']:.4f}"
-        text = (f"At one tenth of the memory, **{title(best['method'])}** holds the highest AUC, {best['auc']:.4f}; the "
-                f"uncompressed table has {full['auc']:.4f} (difference {best['gap']:+.4f}{half}, paired by seed). "
+        text = (f"At one tenth of the memory, **{title(best['method'])}** holds the highest AUC, {best['auc']:.4f}; "
+                f"the uncompressed table has {full['auc']:.4f} (difference {best['gap']:+.4f}{half}, paired by seed). "
                 f"[All methods and budgets]({page}).")
         return "\n\n".join([raw(mark(rows)), text, raw(figures.auc_against_bytes(rows))]) + "\n"
     return "No rows are published and none have been measured here yet: run `make report`.\n"
@@ -294,8 +298,10 @@ def publish_data(names_of=DATA) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ecstudy.report.pages", description="Write the book's generated pages.")
-    parser.add_argument("--publish-data", action="store_true", help="write statistics of the data into results/ instead")
+    parser = argparse.ArgumentParser(prog="python -m ecstudy.report.pages",
+                                     description="Write the book's generated pages.")
+    parser.add_argument("--publish-data", action="store_true",
+                        help="write statistics of the data into results/ instead")
     if parser.parse_args().publish_data:
         print("wrote " + ", ".join(map(str, publish_data())), file=sys.stderr)
         return

@@ -73,7 +73,8 @@ def evidence(rows: pd.DataFrame | None, command: str) -> str:
     if rows is not None and len(rows):
         kept = rows.drop(columns=[c for c in _BULKY if c in rows])
         data = base64.b64encode(kept.to_csv(index=False, float_format="%.7g").encode()).decode()
-        parts.append(f'<a download="rows.csv" href="data:text/csv;base64,{data}">{len(rows)} row{"s" * (len(rows) != 1)} as CSV</a>')
+        count = f"{len(rows)} row{'s' * (len(rows) != 1)}"
+        parts.append(f'<a download="rows.csv" href="data:text/csv;base64,{data}">{count} as CSV</a>')
     if command:
         parts.append(f"<code>{escape(command)}</code>")
     return f'<span class="ec-evidence">{" · ".join(parts)}</span>' if parts else ""
@@ -88,7 +89,7 @@ def svg_of(figure) -> str:
     plt.close(figure)
     text = buffer.getvalue()
     text = text[text.index("<svg"):]
-    width, height = (float(v) for v in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups())
+    width = float(re.search(r'viewBox="0 0 ([\d.]+) ', text).group(1))
     text = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", text, count=1)
     text = re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", text, count=1)
     text = text.replace("<svg ", f'<svg style="width:100%;max-width:{1.35 * width:.0f}px;height:auto" ', 1)

@@ -61,5 +61,5 @@ def _commit(commit: str, dirty: bool) -> str:
 
 
 def _distinct(values: pd.Series) -> str:
-    found = [v for v in dict.fromkeys(values.tolist()) if v == v and v not in ("", None)]
+    found = [v for v in dict.fromkeys(values.tolist()) if not pd.isna(v) and v != ""]
     return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in found)

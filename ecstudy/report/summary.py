@@ -61,7 +61,7 @@ def cells(rows: pd.DataFrame) -> pd.DataFrame:
     95 % t-interval; ``gap`` is the mean of the differences to Full on the same seed (paired), ``gap_half`` its half
     width. ``rank`` counts from 1 among the methods that reached the budget, Full left out; ties share the better rank.
     ``budget`` is as in the rows: a fraction of the float32 full table, NaN for a method without one.
-    ``time_ratio`` divides by Full's mean training seconds, ``latency_ratio`` by Full's latency measured beside each run.
+    ``time_ratio`` divides by Full's mean training seconds, ``latency_ratio`` by Full's latency taken beside each run.
     A cell with no finished run keeps the status and reason of its first row.
     """
     rows = best_by_validation(check_rows(rows))

@@ -9,7 +9,7 @@ import pandas as pd
 from .figures import _where
 from .picture import Table, frame_html
 from .style import FULL, title
-from .summary import cells, check_rows
+from .summary import cells
 
 UNREACHABLE = "/"                                        # the paper's mark for a budget a method cannot reach
 PAPER_NAMES = {"full": "Full", "compo": "CompoEmb", "robe": "ROBE", "int_quant": "INT8/16", "deeplight": "DeepLight",
@@ -199,7 +199,8 @@ def cell_list(rows: pd.DataFrame, method: str) -> Table:
 
 _STATISTICS = {                         # column of ecstudy.data.statistics -> what a reader reads
     "rows": "rows", "base_rate": "click rate", "fields": "categorical fields", "ids": "ids (sum of cardinalities)",
-    "numeric": "numeric columns", "seen_ids": "ids seen in these rows", "top10_share": "occurrences held by the top 10 % of ids",
+    "numeric": "numeric columns", "seen_ids": "ids seen in these rows",
+    "top10_share": "occurrences held by the top 10 % of ids",
     "under5_share": "ids with fewer than 5 occurrences", "once_share": "ids that occur once",
     "unseen_test_share": "test occurrences of ids never seen in training", "zero_share": "zeros among numeric values",
     "ceiling_auc": "best AUC possible (known for generated data)",
@@ -211,8 +212,9 @@ def statistics(frame: pd.DataFrame) -> Table:
     lines = []
     for column, text in _STATISTICS.items():
         share = column.endswith(("_share", "_rate"))
-        lines.append([text, *("" if pd.isna(v) else f"{100 * v:.1f} %" if share else f"{v:.4f}" if column == "ceiling_auc"
-                              else f"{int(v):,}" for v in frame[column].astype(float))])
+        lines.append([text, *("" if pd.isna(v) else f"{100 * v:.1f} %" if share else
+                              f"{v:.4f}" if column == "ceiling_auc" else f"{int(v):,}"
+                              for v in frame[column].astype(float))])
     shown = pd.DataFrame(lines, columns=["Training rows", *frame["dataset"]])
     return Table(frame, frame_html(shown, index=False), "Generated and real logs side by side, training split.", frame)
 

@@ -9,10 +9,13 @@ import warnings
 
 import numpy as np
 
+from ..data import open_dataset
 from ..data.layout import Dataset, Split
 from ..extras import need
 from ..measure import auc, auc_interval, logloss, normalised_entropy
+from . import store
 from .progress import bar
+from .row import complete, frame, hash_of
 
 GRID = (0.003, 0.01, 0.03, 0.1, 0.3)                     # C of scikit-learn: inverse strength of the L2 penalty
 CHUNK = 500_000                                           # rows turned into a sparse matrix at once for prediction
@@ -66,6 +69,35 @@ def logistic_regression(dataset: Dataset, *, grid=GRID, max_rows: int | None = 2
     return _metrics(dataset, logit, test) | dict(
         c=c, grid=valid_auc, converged=bool(model.n_iter_[0] < max_iter), rows=len(train), columns=x.shape[1],
         seconds=time.perf_counter() - start)
+
+
+#: The yardsticks of a data set by spec; ``c=1.0`` is scikit-learn's default penalty, the other is chosen on ``valid``.
+YARDSTICKS = {
+    "base_rate": base_rate,
+    "logistic_regression": logistic_regression,
+    "logistic_regression(c=1.0)": lambda dataset, **options: logistic_regression(dataset, grid=(1.0,), **options),
+}
+
+
+def measure(name: str, *, section: str = "dlrm", force: bool = False, progress: bool | None = None):
+    """The yardsticks of a data set as rows of the study (model ``none``); those already measured are not repeated.
+
+    Returns the rows as a DataFrame. Raises DataError for an unknown data set.
+    """
+    dataset, rows = open_dataset(name), []
+    for spec, yardstick in YARDSTICKS.items():
+        settings = dict(yardstick=spec, data=dataset.fingerprint)
+        run_id = hash_of(settings)
+        row = None if force else store.rows().get(run_id)
+        if row is None:
+            found = yardstick(dataset, progress=progress) if yardstick is not base_rate else base_rate(dataset)
+            row = store.write(complete(dict(
+                run_id=run_id, section=section, task="ctr", method=spec.partition("(")[0], spec=spec, family="yardstick",
+                dataset=dataset.name, model="none", status="ok", data_fingerprint=dataset.fingerprint,
+                settings=settings | {k: found[k] for k in ("c", "grid", "rows", "columns", "rate") if k in found},
+                **{k: found[k] for k in ("auc", "auc_low", "auc_high", "valid_auc", "logloss", "ne", "seconds")})))
+        rows.append(row)
+    return frame(rows)
 
 
 def _metrics(dataset: Dataset, valid: np.ndarray, test: np.ndarray) -> dict:
