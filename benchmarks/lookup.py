@@ -2,22 +2,23 @@
 
     python benchmarks/lookup.py [--batch 128] [--scale 1.0] [--budget 0.1] [--method compo ...] [--out FILE.csv]
 
-Deployed modules at Criteo's true field sizes, ids from the synthetic Criteo-like log, all timed in turn in one process on
-one CPU thread (or ``--device cuda``). Ratios are given against Full and against ``F.embedding`` on the same table.
+Deployed modules at Criteo's true field sizes, ids from the synthetic Criteo-like log, all timed in turn in one
+process on one CPU thread (or ``--device cuda``).
+Ratios are given against Full and against ``F.embedding`` on the same table.
 """
 from __future__ import annotations
 
 import argparse
-import os
 import time
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from rows import publish
 
 import ecstudy as ec
-from ecstudy.budget import solve, full_bytes
+from ecstudy.budget import full_bytes, solve
 from ecstudy.data.synthetic import Synthetic
 from ecstudy.measure import measure_latency, peak
 from ecstudy.registry import get
@@ -62,9 +63,7 @@ def main() -> None:
                          solve_seconds=seconds, solve_peak_mib=used.bytes / 2**20))
         print(pd.DataFrame(rows[-1:]).to_string(index=False, float_format="%.3f"), flush=True)
         del emb
-    if args.out:
-        old = pd.read_csv(args.out) if os.path.exists(args.out) else pd.DataFrame()
-        pd.concat([old, pd.DataFrame(rows)]).to_csv(args.out, index=False)
+    publish(rows, args.out)
 
 
 def solvable(method: str, sizes, budget: float) -> bool:

@@ -2,8 +2,8 @@
 
     python benchmarks/step.py [--method full] [--budget 1.0] [--batch 2048] [--scale 1.0] [--out FILE.csv]
 
-One process, one CPU thread (or ``--device cuda``). Head-only steps and full steps alternate, so the ratio does not depend
-on what else the machine does. Ids are drawn from the synthetic Criteo-like log at full cardinality (skewed).
+One process, one CPU thread (or ``--device cuda``). Head-only steps and full steps alternate, so the ratio does not
+depend on what else the machine does. Ids are drawn from the synthetic Criteo-like log at full cardinality (skewed).
 """
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from rows import publish
 
 import ecstudy as ec
 from ecstudy import models
 from ecstudy.data.synthetic import Synthetic
+from ecstudy.registry import get
+from ecstudy.spec import parse
 from ecstudy.training import Optimizers
 
 
@@ -29,7 +32,7 @@ def wait(device: str) -> None:
 def measure(method: str, budget: float | None, batch: int, scale: float, device: str, steps: int, warmup: int) -> dict:
     log = Synthetic("criteo", scale=scale, rows=max(10_000_000, 2 * batch * (steps + warmup)))
     sizes = log.cardinalities
-    counts = np.zeros(sum(sizes), np.int64) if ec.methods().needs_counts[ec.spec.parse(method).name] else None
+    counts = np.zeros(sum(sizes), np.int64) if get(parse(method).name).needs_counts else None
     emb = ec.make(method, sizes, 16, budget, counts=counts, device=device)
     head = models.make("dlrm", fields=len(sizes), dim=16, dense=len(log.dense), seed=0).to(device)
     alone = models.make("dlrm", fields=len(sizes), dim=16, dense=len(log.dense), seed=0).to(device)
@@ -76,9 +79,7 @@ def main() -> None:
     for method in args.method or ["full"]:
         rows.append(measure(method, args.budget, args.batch, args.scale, args.device, args.steps, args.warmup))
         print(pd.DataFrame(rows[-1:]).to_string(index=False, float_format="%.3f"), flush=True)
-    if args.out:
-        old = pd.read_csv(args.out) if __import__("os").path.exists(args.out) else pd.DataFrame()
-        pd.concat([old, pd.DataFrame(rows)]).to_csv(args.out, index=False)
+    publish(rows, args.out)
 
 
 if __name__ == "__main__":

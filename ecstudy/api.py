@@ -34,8 +34,8 @@ def make(method: str | Spec, num_embeddings: int | Sequence[int], dim: int, budg
     dim:
         Embedding dimension.
     budget:
-        Limit for the deployed module: a float is a fraction of the float32 full table (at ``base_dim``, default ``dim``),
-        an int is bytes. None takes the method's default size, or the size given in ``options``.
+        Limit for the deployed module: a float is a fraction of the float32 full table (at ``base_dim``, default
+        ``dim``), an int is bytes. None takes the method's default size, or the size given in ``options``.
     seed:
         Initial values; the same on every device.
     counts:
@@ -78,7 +78,7 @@ def compress(source: nn.Embedding | Tensor | np.ndarray | str | Path, method: st
     elif isinstance(source, (str, Path)):
         source = np.load(source, mmap_mode="r", allow_pickle=False)
     if not isinstance(source, (Tensor, np.ndarray)) or source.ndim != 2:
-        raise TypeError(f"source of type {type(source).__name__}: expected nn.Embedding, a matrix [n, D] or a .npy file")
+        raise TypeError(f"source of type {type(source).__name__}: expected nn.Embedding, a matrix [n, D] or .npy file")
     n, dim = source.shape
     emb = make(method, n, dim, budget, **options)
     with torch.no_grad():

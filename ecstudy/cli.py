@@ -24,13 +24,15 @@ from typer.core import TyperGroup
 from . import __version__, paths
 from .data import generate
 from .data.cardinalities import FIELDS
-from .data.layout import Dataset, SPLITS
+from .data.layout import SPLITS, Dataset
 from .data.prepare import prepare_avazu, prepare_criteo, prepare_table
 from .data.prepare_script import HELP, NUMBERS
 from .study import store
 from .study.progress import duration
 from .study.row import Cell, CellError, check_budget, frame
-from .study.sweep import one_line, run as run_one, sweep as run_grid
+from .study.sweep import one_line
+from .study.sweep import run as run_one
+from .study.sweep import sweep as run_grid
 
 BUDGETS = "0.5,0.1,0.01,0.001"                   # the paper's Table 5
 UNITS = dict(KB=1000, MB=1000**2, GB=1000**3, KIB=1024, MIB=1024**2, GIB=1024**3)

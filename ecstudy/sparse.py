@@ -86,6 +86,13 @@ class Bitmask(nn.Module):
         return torch.where(present.bool(), position, -1)
 
 
+def spread(position: Tensor, column: Tensor, inside: Tensor, width: int) -> Tensor:
+    """Place of each value by column ``[..., width]`` (-1: none) from the values of a row in storage order."""
+    out = position.new_full(position.shape[:-1] + (width + 1,), -1)
+    # what lies past the end of a row goes to a column that is cut off
+    return out.scatter_(-1, torch.where(inside, column, width), position)[..., :width]
+
+
 class Csr(nn.Module):
     def __init__(self, rows: int, width: int, kept: int, device=None):
         super().__init__()
@@ -100,15 +107,12 @@ class Csr(nn.Module):
         self.column.copy_(keys % self.width)
 
     def locate(self, row: Tensor) -> Tensor:
-        out = torch.full(row.shape + (self.width + 1,), -1, device=row.device)
         if not len(self.column):
-            return out[..., :-1]
+            return row.new_full(row.shape + (self.width,), -1)
         start, end = take(self.pointer, row).long(), take(self.pointer, row + 1).long()
         position = start[..., None] + torch.arange(self.width, device=row.device)
-        inside = position < end[..., None]
         column = take(self.column, position.clamp(max=len(self.column) - 1)).long()
-        # slots past the end of a row go to a column that is cut off
-        return out.scatter_(-1, torch.where(inside, column, self.width), position)[..., :-1]
+        return spread(position, column, position < end[..., None], self.width)
 
 
 class Coo(nn.Module):
@@ -121,11 +125,15 @@ class Coo(nn.Module):
         self.key.copy_(keys)
 
     def locate(self, row: Tensor) -> Tensor:
-        wanted = (row[..., None] * self.width + torch.arange(self.width, device=row.device)).to(self.key.dtype)
         if not len(self.key):
-            return torch.full_like(wanted, -1, dtype=torch.int64)
-        position = torch.searchsorted(self.key, wanted).clamp_(max=len(self.key) - 1)
-        return torch.where(take(self.key, position) == wanted, position, -1)
+            return row.new_full(row.shape + (self.width,), -1)
+        # one search per row, for its first value; its others follow
+        first = row * self.width
+        start = torch.searchsorted(self.key, first.to(self.key.dtype))
+        position = start[..., None] + torch.arange(self.width, device=row.device)
+        column = take(self.key, position.clamp(max=len(self.key) - 1)) - first[..., None]
+        inside = (column >= 0) & (column < self.width) & (position < len(self.key))
+        return spread(position, column, inside, self.width)
 
 
 FORMATS = {"csr": Csr, "coo": Coo, "bitmask": Bitmask}

@@ -21,7 +21,8 @@ from ecstudy.training import Optimizers
 
 SIZES, DIM, BUDGET = [50, 20, 8, 300], 16, 0.5
 WRAPPED = [f"{name}|int8" for name in names() if name != "int_quant"] + ["full|int16"]
-SPECS = names() + ["robe(block=4, sign=True)", "compo(combine='sum')", "int_quant(scale='row')", "small_dim(shared=True)"]
+SPECS = [*names(), "robe(block=4, sign=True)", "compo(combine='sum')", "int_quant(scale='row')",
+         "small_dim(shared=True)"]
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 

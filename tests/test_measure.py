@@ -7,7 +7,14 @@ import torch
 
 from ecstudy import measure
 from ecstudy.measure import (
-    Diverged, auc, auc_interval, delong_paired, logloss, measure_latency, normalised_entropy, peak,
+    Diverged,
+    auc,
+    auc_interval,
+    delong_paired,
+    logloss,
+    measure_latency,
+    normalised_entropy,
+    peak,
 )
 from ecstudy.measure.peak import _RESET, _STATUS
 
@@ -400,3 +407,18 @@ def test_one_hot_encoding(clicks):
     train = encode(clicks.split("train")).toarray()
     assert train[:, 60].mean() == pytest.approx(0, abs=1e-4) and train[:, 60].std() == pytest.approx(1, abs=1e-4)
     assert not train[:, 61].any()                          # a constant stays finite
+
+
+def test_yardsticks_leave_rows_and_are_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("ECSTUDY_HOME", str(tmp_path))
+    from ecstudy.data import generate
+    from ecstudy.study import baselines, results
+
+    data = generate("criteo", tmp_path / "data" / "tiny", rows=7000, scale=1e-5, name="tiny")
+    rows = baselines.measure(str(data.folder), progress=False).set_index("spec")
+    assert list(rows.index) == list(baselines.YARDSTICKS) and rows.status.eq("ok").all() and rows.model.eq("none").all()
+    assert rows.auc["base_rate"] == 0.5 and rows.auc["logistic_regression"] > 0.55
+    assert rows.valid_auc["logistic_regression"] >= rows.valid_auc["logistic_regression(c=1.0)"]
+    monkeypatch.setattr(baselines, "YARDSTICKS", dict.fromkeys(baselines.YARDSTICKS))      # calling one would now fail
+    again = baselines.measure(str(data.folder)).set_index("spec")
+    assert again.auc.equals(rows.auc) and len(results(dataset="tiny")) == 3

@@ -20,8 +20,7 @@ pl = pytest.importorskip("polars")
 from ecstudy import paths  # noqa: E402
 from ecstudy.data.cardinalities import FIELDS  # noqa: E402
 from ecstudy.data.layout import DataError, Dataset  # noqa: E402
-from ecstudy.data.prepare import (  # noqa: E402
-    avazu_split, criteo_split, fraction_split, prepare_avazu, prepare_criteo, prepare_table)
+from ecstudy.data.prepare import avazu_split, criteo_split, fraction_split, prepare_avazu, prepare_criteo, prepare_table  # noqa: E402
 
 SHARED = Path(os.environ.get("ECSTUDY_SHARED", paths.root().parent / "shared")) / "data" / "ctr"
 CRITEO = ["label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27))]

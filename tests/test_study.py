@@ -18,8 +18,20 @@ import pytest
 import ecstudy.training
 from ecstudy.data.layout import DataError, DatasetWriter
 from ecstudy.spec import SpecError
-from ecstudy.study import COLUMNS, Cell, CellError, RunFailed, fill, grid, publish, results, run, sweep
-from ecstudy.study import executors, store
+from ecstudy.study import (
+    COLUMNS,
+    Cell,
+    CellError,
+    RunFailed,
+    executors,
+    fill,
+    grid,
+    publish,
+    results,
+    run,
+    store,
+    sweep,
+)
 from ecstudy.study import row as rows_of
 from ecstudy.study.progress import Clock, duration
 

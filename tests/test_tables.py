@@ -125,7 +125,7 @@ def test_integers_train_by_rounding_back_what_adam_wrote(device):
     table = IntTable(200, 8, bits=8, scale=0.01, bound=0.5).to(device).train()
     assert not list(table.parameters()) and memory(table) == 200 * 8
     codes = table.codes.clone()
-    optimizer = RowAdam([table], lr=0.005)                        # half a step: deterministic rounding would lose or double it
+    optimizer = RowAdam([table], lr=0.005)       # half a step of the scale: rounding to nearest would lose or double it
     ids = torch.arange(100, device=device)
     table.gather(ids.repeat(2)).sum().backward()
     optimizer.step()
@@ -222,7 +222,8 @@ def test_bit_ranks_equal_counting(device):
 
 @every_device
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("rows, width, kept", [(40, 16, 0), (40, 16, 1), (40, 16, 300), (40, 16, 640), (33, 10, 77), (9, 100, 450)])
+@pytest.mark.parametrize("rows, width, kept", [(40, 16, 0), (40, 16, 1), (40, 16, 300), (40, 16, 640), (33, 10, 77),
+                                               (9, 100, 450)])
 def test_sparse_forms_equal_the_masked_dense_table(device, form, rows, width, kept):
     torch.manual_seed(0)
     weight = torch.randn(rows, width, device=device)

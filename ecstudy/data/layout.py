@@ -218,4 +218,5 @@ class Dataset:
     def split(self, name: str) -> Split:
         if name not in SPLITS:
             raise DataError(f"split {name!r}, expected one of {', '.join(SPLITS)}")
-        return Split(*(np.load(self.folder / name / f"{kind}.npy", mmap_mode="r", allow_pickle=False) for kind in _KINDS))
+        folder = self.folder / name
+        return Split(*(np.load(folder / f"{kind}.npy", mmap_mode="r", allow_pickle=False) for kind in _KINDS))

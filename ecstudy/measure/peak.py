@@ -71,7 +71,7 @@ def _levels(device: torch.device) -> tuple[int, int]:
         if len(found) == 2:
             return int(found["VmRSS"]) << 10, int(found["VmHWM"]) << 10
     try:
-        import resource                                    # POSIX only
+        import resource  # POSIX only
     except ModuleNotFoundError:
         return 0, 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,1 +1,1 @@
-"""One method per file; the file's name is the method's name, and adding a file adds the method (``ecstudy.registry``)."""
+"""One method per file, named as the file; adding a file adds the method (``ecstudy.registry``)."""

@@ -1,21 +1,22 @@
 """Soft gates per frequency group and dimension, learned on validation rows, decide which values survive pruning.
 
-**Idea** (AutoSrh; Kong et al., IEEE TKDE 2023, arXiv 2208.08942). Ids are grouped by training frequency; each group has
-one gate per dimension, ``e = v * gate[group]``. Gates are learned on validation rows with an L1 penalty; multiplied
-into the table, they make global magnitude pruning aware of how much each dimension matters to each group.
+**Idea** (AutoSrh; Kong et al., IEEE Transactions on Knowledge and Data Engineering, 2023). Ids are grouped by
+training frequency; each group has one gate per dimension, ``e = v * gate[group]``. Gates are learned on validation
+rows with an L1 penalty; multiplied into the table, they make global magnitude pruning aware of how much each
+dimension matters to each group.
 
 **Stored** ``kept`` values in a sparse table, the lightest of three forms. **Size** by ``kept``.
 
-**Training** three stages: the full table until validation stops improving (gates at 1); an alternating search, one step of
-the embeddings on training rows with the head frozen, one step of the gates on validation rows; then gates are
-frozen and everything is retrained. The final pruning is the deployment. Each stage starts a fresh optimiser.
-The group of every id (one byte) and the gates exist in training only: 301.6 %.
+**Training** three stages: the full table until validation stops improving (gates at 1); an alternating search, one
+step of the embeddings on training rows with the head frozen, one step of the gates on validation rows; then gates are
+frozen and everything is retrained. The final pruning is the deployment. Each stage starts a fresh optimiser. The
+group of every id (one byte) and the gates exist in training only: 301.6 %.
 
-**Deviations** As in the published code, and unlike the paper's text, nothing is trained after pruning. A stage may end with
-the state it began with, if training further only lowers validation AUC (on a small log retraining overfits at once). The gates move by
-``gate <- clip(gate - 0.001 g / mean|g|, 0, 1)``, the published first-order rule. Groups hold about equal numbers of ids,
-equal counts stay together, and a count shared by more than its part of the ids is a group of its own. The group map is
-one byte per id, not an int32 (306.3 % in the paper).
+**Deviations** As in the published code, and unlike the paper's text, nothing is trained after pruning. A stage may
+end with the state it began with, if training further only lowers validation AUC (on a small log retraining overfits
+at once). The gates move by ``gate <- clip(gate - 0.001 g / mean|g|, 0, 1)``, the published first-order rule. Groups
+hold about equal numbers of ids, equal counts stay together, and a count shared by more than its part of the ids is a
+group of its own. The group map is one byte per id, not an int32 (306.3 % in the paper).
 """
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def frequency_groups(counts: Tensor, groups: int) -> Tensor:
 
 class AutoSrh(Pruned):
     aware = "frequency and importance"
-    paper = "arXiv 2208.08942"
+    paper = "IEEE TKDE 2023"
     needs_counts = True
 
     def __init__(self, fields, dim, kept=None, counts=None, groups=6, gate_lr=0.001, l1=1e-5):

@@ -4,18 +4,18 @@
 takes row ``i mod m`` of one table and row ``i // m`` of the other; the element-wise product is the embedding. No two
 ids of a field share both rows.
 
-**Stored** ``m_f = ceil(n_f / c)`` remainder rows and ``ceil(n_f / m_f)`` quotient rows for each field. As in the study
-one ``c``, ids per remainder row, serves all fields, and a field is left whole where two tables would not be smaller.
-**Size** by ``rows``, the remainder rows of the largest field, so ``c = n_max / rows`` is nearly continuous. The
-smallest size is where all fields together have the fewest rows; below it the budget is unreachable.
+**Stored** ``m_f = ceil(n_f / c)`` remainder rows and ``ceil(n_f / m_f)`` quotient rows for each field. As in the
+study one ``c``, ids per remainder row, serves all fields, and a field is left whole where two tables would not be
+smaller. **Size** by ``rows``, the remainder rows of the largest field, so ``c = n_max / rows`` is nearly continuous.
+The smallest size is where all fields together have the fewest rows; below it the budget is unreachable.
 
 **Training** one stage, in place.
 
-**Deviations** The study's code divides by an integer ``c`` (its large table is the quotient's), which at 50 % ends above the
-budget (50.0005 %) and has nothing between 50 % and 33 %; dividing by ``m``, as the original does, meets a budget
-closely and never exceeds it. The initial range of both tables is widened so that the *product* has the standard deviation
-of the full table's rows; the published code gives both tables that range itself, so products start near
-1e-7 (``init="paper"``). ``combine="sum"`` adds instead of multiplying.
+**Deviations** The study's code divides by an integer ``c`` (its large table is the quotient's), which at 50 % ends
+above the budget (50.0005 %) and has nothing between 50 % and 33 %; dividing by ``m``, as the original does, meets a
+budget closely and never exceeds it. The initial range of both tables is widened so that the *product* has the
+standard deviation of the full table's rows; the published code gives both tables that range itself, so products start
+near 1e-7 (``init="paper"``). ``combine="sum"`` adds instead of multiplying.
 """
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Compo(Method):
         derived(self, "whole", quotient == 0, dtype=torch.bool)
         plain = bound = fields.bound()
         if init == "matched":
-            # product of two U(-s, s) has standard deviation s^2 / 3, sum of two s sqrt(2/3); the target is plain / sqrt(3)
+            # product of two U(-s, s) has standard deviation s^2 / 3, sum of two s sqrt(2/3); wanted is plain / sqrt(3)
             bound = math.sqrt(math.sqrt(3) * plain) if combine == "product" else plain / math.sqrt(2)
         self.remainder = FloatTable(int(remainder.sum()), dim, bound)
         self.quotient = FloatTable(max(int(quotient.sum()), 1), dim, bound)

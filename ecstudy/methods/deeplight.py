@@ -1,19 +1,20 @@
 """Magnitude pruning of the whole table while training goes on, to a sparsity that rises smoothly.
 
-**Idea** (DeepLight; Deng et al., WSDM 2021, arXiv 2002.06987). After a warm-up of the full table, every ``every`` steps
-all values below a global threshold are set to zero. The share of zeros follows ``s (1 - 0.99^(t/100))`` towards
+**Idea** (DeepLight; Deng et al., WSDM 2021, arXiv 2002.06987). After a warm-up of the full table, every ``every``
+steps all values below a global threshold are set to zero. The share of zeros follows ``s (1 - 0.99^(t/100))`` towards
 the final ``s``. There is no mask: pruned values may grow back between prunings.
 
 **Stored** ``kept`` values in a sparse table: CSR, COO or bitmask, whichever weighs least. **Size** by ``kept``.
 
-**Training** two stages: the full table until validation stops improving, then pruning with the optimiser's state carried
-over. Early stopping and snapshots count only once the final sparsity is reached. Memory while training is 300 %.
+**Training** two stages: the full table until validation stops improving, then pruning with the optimiser's state
+carried over. Early stopping and snapshots count only once the final sparsity is reached. Memory while training is 300
+%.
 
 **Deviations** The table is pruned again right before every evaluation and when deployed, so what is measured is what
-ships and its non-zeros never exceed the budget; the published code converts without pruning, after steps in which every
-touched row became dense again. The threshold is an exact k-th value instead of a bisection with a tolerance. From
-``t = ramp`` on the target is exactly ``s``; 0.001 short of it, the paper's stopping point, would be several times
-the budget at 0.1 %. ``ramp`` is the paper's 68,732 steps, but at most half an epoch, because on a small log the
+ships and its non-zeros never exceed the budget; the published code converts without pruning, after steps in which
+every touched row became dense again. The threshold is an exact k-th value instead of a bisection with a tolerance.
+From ``t = ramp`` on the target is exactly ``s``; 0.001 short of it, the paper's stopping point, would be several
+times the budget at 0.1 %. ``ramp`` is the paper's 68,732 steps, but at most half an epoch, because on a small log the
 paper's number would be dozens of epochs. The paper's training buffer of one float per row is not needed.
 """
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ids share rows by their remainder: ``row = id mod m``, per field.
 
-**Idea** (Weinberger et al., ICML 2009, arXiv 0902.2206). Every field keeps ``m_f = ceil(n_f * rows / n_max)`` rows and
-an id takes the row of its remainder. Ids that collide cannot be told apart.
+**Idea** (Weinberger et al., ICML 2009, arXiv 0902.2206). Every field keeps ``m_f = ceil(n_f * rows / n_max)`` rows
+and an id takes the row of its remainder. Ids that collide cannot be told apart.
 
 **Stored** one table of ``sum(m_f) x D``. **Size** by ``rows``, the rows of the largest field; the other fields shrink
 in proportion. **Training** one stage, in place: memory while training is three times the table.

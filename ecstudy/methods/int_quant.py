@@ -1,17 +1,17 @@
 """A full table of 8- or 16-bit integers, trained in integers with stochastic rounding.
 
-**Idea** (the study's INT8/INT16; stochastic rounding after Gupta et al., ICML 2015, arXiv 1502.02551). A number is ``code * scale``. A step decodes the rows of the batch, updates them in
-float32 and rounds them back at random, up with probability equal to the fraction, so that small updates survive on average.
-There is no float copy of the table.
+**Idea** (the study's INT8/INT16; stochastic rounding after Gupta et al., ICML 2015, arXiv 1502.02551). A number is
+``code * scale``. A step decodes the rows of the batch, updates them in float32 and rounds them back at random, up
+with probability equal to the fraction, so that small updates survive on average. There is no float copy of the table.
 
-**Stored** ``n x D`` integers. **Size** by ``bits``, 8 or 16: 25 % or 50 % of the full table and nothing between.
-With ``scale="row"`` each row adds one bfloat16 scale (3.1 % at dimension 16), fitted whenever the row is written.
+**Stored** ``n x D`` integers. **Size** by ``bits``, 8 or 16: 25 % or 50 % of the full table and nothing between. With
+``scale="row"`` each row adds one bfloat16 scale (3.1 % at dimension 16), fitted whenever the row is written.
 
 **Training** one stage. Moments are float32, so memory while training is 225 % or 250 %.
 
-**Deviations** Each element draws its own random number; the published kernel re-uses one number for all elements of a row
-(its generator is seeded with the row inside the loop), so its errors are fully correlated. The paper's one global scale
-is 0.01 for both widths; it is kept for 8 bits (range -1.28 .. 1.27) and divided by 256 for 16 bits, where 0.01
+**Deviations** Each element draws its own random number; the published kernel re-uses one number for all elements of a
+row (its generator is seeded with the row inside the loop), so its errors are fully correlated. The paper's one global
+scale is 0.01 for both widths; it is kept for 8 bits (range -1.28 .. 1.27) and divided by 256 for 16 bits, where 0.01
 would waste the width. A global scale is a constant of the specification, not a stored number.
 """
 from __future__ import annotations

@@ -4,15 +4,15 @@
 blocks of ``Z`` numbers; block ``c`` of id ``i`` begins at ``h(i, c) = ((A i + C c + D) mod P) mod (M - Z + 1)`` in an
 array of ``M`` floats. Blocks may overlap anywhere, so any budget is met to within one number.
 
-**Stored** the array ``[M]`` and the coefficients of the hash. **Size** by ``length`` = M.
-**Training** one stage; the gradient is sparse in the touched numbers.
+**Stored** the array ``[M]`` and the coefficients of the hash. **Size** by ``length`` = M. **Training** one stage; the
+gradient is sparse in the touched numbers.
 
 ``block`` is Z as in the original (default: the embedding dimension, one contiguous run per id; it must divide the
 dimension). ``sign=True`` multiplies each number by a hashed +1 or -1, as the original offers.
 
 **Deviations** The paper's text calls Z the block length, its code uses Z as the *number* of pieces; here it is the
-length. Ids are hashed by their row in the full table, so equal ids of different fields differ (the original's default).
-A block never wraps around the end of the array.
+length. Ids are hashed by their row in the full table, so equal ids of different fields differ (the original's
+default). A block never wraps around the end of the array.
 """
 from __future__ import annotations
 

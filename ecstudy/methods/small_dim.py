@@ -1,10 +1,10 @@
 """A full table of smaller dimension and a projection to the model's dimension.
 
-**Idea** The trivial baseline against which every clever allocation of dimensions must be measured, absent from the paper:
-every id keeps a row of its own, ``width`` numbers wide, and a matrix per field lifts it to ``D``.
+**Idea** The trivial baseline against which every clever allocation of dimensions must be measured, absent from the
+paper: every id keeps a row of its own, ``width`` numbers wide, and a matrix per field lifts it to ``D``.
 
-**Stored** a table ``n x width`` and ``F`` matrices ``width x D``. **Size** by ``width``, 1 to D-1, so steps of
-one number per row; below one number (6.25 % at dimension 16) the budget is unreachable.
+**Stored** a table ``n x width`` and ``F`` matrices ``width x D``. **Size** by ``width``, 1 to D-1, so steps of one
+number per row; below one number (6.25 % at dimension 16) the budget is unreachable.
 
 **Training** one stage, in place. ``shared=True`` uses one matrix for all fields.
 """

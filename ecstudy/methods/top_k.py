@@ -3,12 +3,12 @@
 **Idea** The trivial frequency-aware baseline that the paper lacks: spend the budget on the ids that occur most in the
 training rows, whatever their field, and give up on the others.
 
-**Stored** ``top`` exclusive rows, ``F`` shared rows, and the map from id to row, which is the lighter of two forms for
-the given size: the sorted ids (one int32 per exclusive row, found by binary search) or one bit per id with running counts.
-**Size** by ``top``.
+**Stored** ``top`` exclusive rows, ``F`` shared rows, and the map from id to row, which is the lighter of two forms
+for the given size: the sorted ids (one int32 per exclusive row, found by binary search) or one bit per id with
+running counts. **Size** by ``top``.
 
-**Training** one stage, in place; shared rows train on everything that falls on them.
-Ties in frequency go to the lower id, so the choice is deterministic.
+**Training** one stage, in place; shared rows train on everything that falls on them. Ties in frequency go to the
+lower id, so the choice is deterministic.
 """
 from __future__ import annotations
 

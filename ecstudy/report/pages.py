@@ -20,7 +20,8 @@ from ..budget import weigh
 from ..data import statistics as data_statistics
 from ..data.cardinalities import FIELDS
 from ..data.layout import Dataset
-from ..registry import docstring, names, table as registry
+from ..registry import docstring, names
+from ..registry import table as registry
 from . import figures, tables
 from .picture import Html, frame_html
 from .stamp import QUICK, mark, stamp
@@ -37,6 +38,13 @@ def real_rows() -> pd.DataFrame:
     from ..study import results
 
     return results(section="dlrm", dataset=REAL, model="dlrm", dim=DIM)
+
+
+def yardstick_rows() -> pd.DataFrame:
+    """What the real sample yields without embeddings (``ecstudy yardsticks``)."""
+    from ..study import results
+
+    return results(section="dlrm", dataset=REAL, model="none")
 
 
 def quick_rows() -> pd.DataFrame:
@@ -56,7 +64,8 @@ def write_pages(book: Path | None = None, *, weights: bool = True, progress: boo
     real, quick = real_rows(), quick_rows()
     pages = {f"methods/{name}.md": _method_page(name, real, quick, weights) for name in _seen(names(), progress)}
     pages |= {"generated/methods.md": _methods_table(), "generated/deviations.md": _deviations(),
-              "generated/first.md": _first_result(real, quick), "generated/real.md": _real(real),
+              "generated/first.md": _first_result(real, quick), "generated/real.md": _real(real, yardstick_rows()),
+              "generated/speed.md": _speed(_published("benchmarks.csv")),
               "generated/data.md": _data(),
               "generated/stamp.md": raw(stamp())}
     for folder in ("methods", "generated"):
@@ -226,7 +235,53 @@ def _first_result(real: pd.DataFrame, quick: pd.DataFrame) -> str:
     return "No rows are published and none have been measured here yet: run `make report`.\n"
 
 
-def _real(real: pd.DataFrame) -> str:
+def _yardsticks(real: pd.DataFrame, yardsticks: pd.DataFrame) -> list[str]:
+    """Full beside what needs no embeddings, so that a reader sees the room in which methods differ."""
+    from .summary import cells
+
+    full = cells(real)
+    full = full[(full["method"] == FULL) & (full["status"] == "ok")]
+    if not len(yardsticks) or not len(full):
+        return []
+    full, known = full.iloc[0], {
+        "base_rate": "the base rate of the training rows", "logistic_regression(c=1.0)":
+        "one-hot logistic regression, scikit-learn's default penalty", "logistic_regression":
+        "one-hot logistic regression, penalty chosen on validation"}
+    lines = [{"Model": known.get(r["spec"], r["spec"]), "AUC": f"{r['auc']:.4f}",
+              "95 % interval, test rows": f"{r['auc_low']:.4f} to {r['auc_high']:.4f}",
+              "Log loss": f"{r['logloss']:.4f}", "Full minus this": f"{full['auc'] - r['auc']:+.4f}"}
+             for _, r in yardsticks.sort_values("auc").iterrows()]
+    tuned = yardsticks.loc[yardsticks["spec"] == "logistic_regression", "auc"]
+    text = f"DLRM with the full table reaches {full['auc']:.4f}, the mean of {int(full['seeds'])} seeds."
+    if len(tuned):
+        word = "no better than" if full["auc"] <= tuned.iloc[0] else "better than"
+        text += (f" On so few rows that is {word} a well penalised linear model ({tuned.iloc[0]:.4f}): the sample says "
+                 "how much of Full a method keeps, not how good embeddings can be.")
+    table = Html(f'<div class="ec-scroll">{frame_html(pd.DataFrame(lines), index=False)}</div>')
+    return ["## Yardsticks", text, raw(table)]
+
+
+def _speed(rows: pd.DataFrame) -> str:
+    """Benchmarks at Criteo's true size (``benchmarks/``), as published."""
+    if not len(rows):
+        return "No benchmark rows are published.\n"
+    parts = []
+    for kind, keep, text in (
+        ("step", ["method", "batch", "device", "threads", "head_ms", "step_ms", "ratio"],
+         "A whole training step (forward, backward, row-sparse Adam) beside the same head without any embedding work."),
+        ("lookup", ["method", "budget", "batch", "device", "threads", "ms", "full_ms", "ratio_full", "ratio_embedding",
+                    "solve_seconds"],
+         "A look-up of deployed vectors, as a multiple of Full's and of bare `F.embedding`, timed in turn in one "
+         "process; and the seconds the solver takes for that budget."),
+    ):
+        part = rows[rows["benchmark"] == kind]
+        if len(part):
+            shown = part[[c for c in keep if c in part]].map(lambda v: f"{v:.3g}" if isinstance(v, float) else v)
+            parts += [text, raw(Html(f'<div class="ec-scroll">{frame_html(shown, index=False)}</div>'))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _real(real: pd.DataFrame, yardsticks: pd.DataFrame) -> str:
     if not len(real):
         return (f"There are no published rows of `{REAL}` yet, so this page has no figures. [Reproduce](reproduce.md) "
                 "says how to prepare the data and fill them.\n")
@@ -234,6 +289,7 @@ def _real(real: pd.DataFrame) -> str:
     parts = [raw(mark(real)), "## AUC against memory"]
     if real["status"].eq("ok").any():
         parts += [raw(figures.auc_against_bytes(real, command=command))]
+    parts += _yardsticks(real, yardsticks)
     parts += ["## The table", raw(tables.table5(real, command=command)), "## Beside the paper",
               "The paper trained on all 45.8 million rows, this sample is 0.3 % of them, so absolute AUC is lower and "
               "intervals are wide. What can be compared is the gap to Full and the costs as multiples of Full's.",

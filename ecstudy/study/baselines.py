@@ -92,8 +92,8 @@ def measure(name: str, *, section: str = "dlrm", force: bool = False, progress: 
         if row is None:
             found = yardstick(dataset, progress=progress) if yardstick is not base_rate else base_rate(dataset)
             row = store.write(complete(dict(
-                run_id=run_id, section=section, task="ctr", method=spec.partition("(")[0], spec=spec, family="yardstick",
-                dataset=dataset.name, model="none", status="ok", data_fingerprint=dataset.fingerprint,
+                run_id=run_id, section=section, task="ctr", method=spec.partition("(")[0], spec=spec,
+                family="yardstick", dataset=dataset.name, model="none", status="ok", data_fingerprint=dataset.fingerprint,
                 settings=settings | {k: found[k] for k in ("c", "grid", "rows", "columns", "rate") if k in found},
                 **{k: found[k] for k in ("auc", "auc_low", "auc_high", "valid_auc", "logloss", "ne", "seconds")})))
         rows.append(row)

@@ -13,8 +13,9 @@ from dataclasses import fields, replace
 
 import pandas as pd
 
-from . import executors, progress as progress_of, store
-from .row import Cell, CellError, DONE, frame, known
+from . import executors, store
+from . import progress as progress_of
+from .row import DONE, Cell, CellError, frame, known
 
 BUSY = "busy"                        # what an attempt returns when another process holds the cell
 

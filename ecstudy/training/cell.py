@@ -1,7 +1,6 @@
 """One cell of the study: train, deploy, weigh, open the test rows once, time, and return what was measured."""
 from __future__ import annotations
 
-
 import torch
 
 from .. import models, paths
@@ -83,7 +82,8 @@ def _latency(cell, run: Run) -> dict:
     """Milliseconds per batch of the training batch size, with Full timed in turn in the same process."""
     full = make("full", run.dataset.cardinalities, cell.dim, seed=cell.seed, device=cell.device).eval()
     test = Batches(run.dataset, "test", cell.batch, cell.device)
-    batches = [(ids, dense) for (ids, dense, _), _ in zip(test.once(), range(LATENCY_BATCHES)) if len(ids) == test.batch]
+    batches = [(ids, dense) for (ids, dense, _), _ in zip(test.once(), range(LATENCY_BATCHES), strict=False)
+               if len(ids) == test.batch]
     emb, head = run.emb.eval(), run.head.eval()
     found = measure_latency({"full": lambda ids, dense: full(ids), "emb": lambda ids, dense: emb(ids),
                              "forward_full": lambda ids, dense: head(full(ids), dense, ids),

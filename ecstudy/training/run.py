@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..data.layout import Dataset
 from ..extras import MissingExtra, need
-from ..method import Method, Step
 from ..measure.auc import auc, checked
+from ..method import Method, Step
 from .batches import Batches
 from .optimizer import Optimizers
 
@@ -25,8 +25,8 @@ from .optimizer import Optimizers
 class Settings:
     """How to train: the study's protocol (paper, section 5.1.3; selection on validation rows only).
 
-    ``evals_per_epoch`` evaluations per epoch; a stage stops after ``patience`` of them without improvement (ties count as
-    improvement) or after ``max_epochs``.
+    ``evals_per_epoch`` evaluations per epoch; a stage stops after ``patience`` of them without improvement (ties count
+    as improvement) or after ``max_epochs``.
     """
 
     lr: float = 0.001
