@@ -73,7 +73,7 @@ def logistic_regression(dataset: Dataset, *, grid=GRID, max_rows: int | None = 2
 
 #: The yardsticks of a data set by spec; ``c=1.0`` is scikit-learn's default penalty, the other is chosen on ``valid``.
 YARDSTICKS = {
-    "base_rate": base_rate,
+    "base_rate": lambda dataset, **options: base_rate(dataset),
     "logistic_regression": logistic_regression,
     "logistic_regression(c=1.0)": lambda dataset, **options: logistic_regression(dataset, grid=(1.0,), **options),
 }
@@ -90,10 +90,11 @@ def measure(name: str, *, section: str = "dlrm", force: bool = False, progress: 
         run_id = hash_of(settings)
         row = None if force else store.rows().get(run_id)
         if row is None:
-            found = yardstick(dataset, progress=progress) if yardstick is not base_rate else base_rate(dataset)
+            found = yardstick(dataset, progress=progress)
             row = store.write(complete(dict(
                 run_id=run_id, section=section, task="ctr", method=spec.partition("(")[0], spec=spec,
-                family="yardstick", dataset=dataset.name, model="none", status="ok", data_fingerprint=dataset.fingerprint,
+                family="yardstick", dataset=dataset.name, model="none", status="ok",
+                data_fingerprint=dataset.fingerprint,
                 settings=settings | {k: found[k] for k in ("c", "grid", "rows", "columns", "rate") if k in found},
                 **{k: found[k] for k in ("auc", "auc_low", "auc_high", "valid_auc", "logloss", "ne", "seconds")})))
         rows.append(row)
