@@ -75,22 +75,30 @@ class Bitmask(nn.Module):
     def fill(self, keys: Tensor) -> None:
         self.bits.fill(keys)
 
-    def locate(self, row: Tensor) -> Tensor:
+    def gather(self, row: Tensor, values: FloatArray) -> Tensor:
         start = row * self.width
         column = torch.arange(self.width, device=row.device)
         if 64 % self.width == 0:                     # a row lies within one word: one gather instead of one per bit
             present = (take(self.bits.words, start >> 6) >> (start & 63))[..., None] >> column & 1
         else:
             present = self.bits.get(start[..., None] + column)
-        position = self.bits.rank(start)[..., None] + present.cumsum(-1) - 1
-        return torch.where(present.bool(), position, -1)
+        position = self.bits.rank(start)[..., None] + present.cumsum(-1) - present
+        # places before a row's first value or past the last of all are read and multiplied by zero
+        return values.gather(position.clamp_(max=values.shape[0] - 1)) * present
 
 
-def spread(position: Tensor, column: Tensor, inside: Tensor, width: int) -> Tensor:
-    """Place of each value by column ``[..., width]`` (-1: none) from the values of a row in storage order."""
-    out = position.new_full(position.shape[:-1] + (width + 1,), -1)
-    # what lies past the end of a row goes to a column that is cut off
-    return out.scatter_(-1, torch.where(inside, column, width), position)[..., :width]
+def scatter_rows(values: FloatArray, start: Tensor, inside, column, width: int) -> Tensor:
+    """Rows ``[..., width]`` whose values stand one after the other from ``start [...]``.
+
+    ``column(place)`` gives the columns of stored values, ``inside(position, column)`` whether they belong to the row.
+    """
+    position = start[..., None] + torch.arange(width, device=start.device)
+    place = position.clamp(max=values.shape[0] - 1)
+    found = column(place)
+    kept = inside(position, found)
+    out = torch.zeros(start.shape + (width + 1,), device=start.device)
+    # what is not of the row goes to a column that is cut off
+    return out.scatter_(-1, torch.where(kept, found, width), values.gather(place))[..., :width]
 
 
 class Csr(nn.Module):
@@ -106,13 +114,10 @@ class Csr(nn.Module):
             self.pointer[start:start + block] = torch.searchsorted(keys, row * self.width)
         self.column.copy_(keys % self.width)
 
-    def locate(self, row: Tensor) -> Tensor:
-        if not len(self.column):
-            return row.new_full(row.shape + (self.width,), -1)
-        start, end = take(self.pointer, row).long(), take(self.pointer, row + 1).long()
-        position = start[..., None] + torch.arange(self.width, device=row.device)
-        column = take(self.column, position.clamp(max=len(self.column) - 1)).long()
-        return spread(position, column, position < end[..., None], self.width)
+    def gather(self, row: Tensor, values: FloatArray) -> Tensor:
+        end = take(self.pointer, row + 1).long()[..., None]
+        return scatter_rows(values, take(self.pointer, row).long(), lambda position, column: position < end,
+                            lambda place: take(self.column, place).long(), self.width)
 
 
 class Coo(nn.Module):
@@ -124,16 +129,14 @@ class Coo(nn.Module):
     def fill(self, keys: Tensor) -> None:
         self.key.copy_(keys)
 
-    def locate(self, row: Tensor) -> Tensor:
-        if not len(self.key):
-            return row.new_full(row.shape + (self.width,), -1)
-        # one search per row, for its first value; its others follow
-        first = row * self.width
+    def gather(self, row: Tensor, values: FloatArray) -> Tensor:
+        first = row * self.width                     # one search per row, for its first value; its others follow
         start = torch.searchsorted(self.key, first.to(self.key.dtype))
-        position = start[..., None] + torch.arange(self.width, device=row.device)
-        column = take(self.key, position.clamp(max=len(self.key) - 1)) - first[..., None]
-        inside = (column >= 0) & (column < self.width) & (position < len(self.key))
-        return spread(position, column, inside, self.width)
+
+        def inside(position, column):
+            return (column >= 0) & (column < self.width) & (position < len(self.key))
+
+        return scatter_rows(values, start, inside, lambda place: take(self.key, place) - first[..., None], self.width)
 
 
 FORMATS = {"csr": Csr, "coo": Coo, "bitmask": Bitmask}
@@ -166,10 +169,9 @@ class SparseTable(Holder):
         return table
 
     def gather(self, index):
-        position = self.index.locate(index)
         if not self.kept:
-            return position.new_zeros(position.shape, dtype=torch.float32)
-        return self.values.gather(position.clamp(min=0)).masked_fill(position < 0, 0)
+            return torch.zeros(index.shape + (self.shape[1],), device=index.device)
+        return self.index.gather(index, self.values)
 
     def quantised(self, bits):
         table = SparseTable(*self.shape, self.kept, self.form, "meta")
