@@ -90,7 +90,8 @@ def save(emb: Method, path: str | Path) -> Path:
     """Write ``emb`` as safetensors with its specification inside; atomic. Weighs what ``memory(emb)`` says."""
     write = need("safetensors.torch", "save").save_file
     path = Path(path)
-    header = dict(ecstudy=FORMAT, deployed=emb.deployed, config=emb.config)
+    config = emb.config | {"options": emb.config["options"] | emb.fitted}
+    header = dict(ecstudy=FORMAT, deployed=emb.deployed, config=config)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write({k: v.detach().cpu().contiguous() for k, v in stored(emb).items()}, temporary,

@@ -65,6 +65,7 @@ class Method(nn.Module):
     paper: str = ""                     # where the idea comes from
     needs_counts = False                # wants counts=: training occurrences of each id [n]
     deployed = False
+    fitted: dict = {}                   # options that :meth:`fit` found; saving writes them into the specification
 
     def __init__(self, fields: Fields, dim: int):
         super().__init__()

@@ -28,9 +28,13 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
 
 
 def as_rows(matrix, start: int, block: int) -> Tensor:
-    """Rows [start, start + block) of a tensor, array or memory map as float32."""
+    """Rows [start, start + block) of a tensor, array or memory map as float32; ValueError if one is not finite."""
     part = matrix[start:start + block]
-    return (part.detach() if isinstance(part, Tensor) else torch.from_numpy(np.array(part))).float()
+    part = (part.detach() if isinstance(part, Tensor) else torch.from_numpy(np.array(part))).float()
+    if not bool(torch.isfinite(part).all()):
+        row = start + int((~torch.isfinite(part)).any(1).nonzero()[0])
+        raise ValueError(f"row {row} holds NaN or infinity: expected finite vectors; drop or repair such rows first")
+    return part
 
 
 def stochastic_round(x: Tensor) -> Tensor:

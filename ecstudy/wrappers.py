@@ -40,6 +40,7 @@ class Quantised(Method):
 
     def fit(self, rows):
         self.inner.fit(rows)
+        self.fitted = self.inner.fitted
 
     def dense_parameters(self):
         return self.inner.dense_parameters()

@@ -228,7 +228,7 @@ MATRIX = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("method, budget, error", [
-    ("full", 1.0, 0.0), ("int_quant(scale='row')", 0.3, 0.01), ("full|int8", 0.3, 0.01), ("full|int16", 0.6, 1e-4),
+    ("full", 1.0, 0.0), ("int_quant", 0.25, 0.012), ("int_quant", 0.5, 1e-4), ("int_quant(scale='row')", 0.3, 0.01), ("full|int8", 0.3, 0.01), ("full|int16", 0.6, 1e-4),
     ("deeplight", 0.5, 0.4), ("small_dim", 0.5, 0.75), ("top_k", 0.5, 0.75), ("hash_trick", 0.5, 0.75),
     ("autosrh", 0.5, 0.4)])
 def test_compress_takes_modules_matrices_and_files(method, budget, error, tmp_path):
@@ -239,6 +239,8 @@ def test_compress_takes_modules_matrices_and_files(method, budget, error, tmp_pa
         small = ec.compress(source, method, budget, **options)
         assert small.deployed and ec.memory(small) <= budget * full_bytes(400, 16)
         outputs.append(small(torch.arange(400)))
+        loaded = ec.load(ec.save(small, tmp_path / "small"))
+        assert torch.equal(loaded(torch.arange(400)), outputs[-1]) and ec.memory(loaded) == ec.memory(small)
     assert all(torch.equal(outputs[0], other) for other in outputs)
     relative = ((outputs[0] - MATRIX).square().sum() / MATRIX.square().sum()).sqrt()
     assert relative <= error + 1e-7
@@ -259,6 +261,10 @@ def test_what_must_be_trained_says_so():
     for method in ("compo", "robe"):
         with pytest.raises(TypeError, match=f"{method} learns by training"):
             ec.compress(MATRIX, method, 0.5)
+    broken = MATRIX.clone()
+    broken[17, 3] = float("nan")
+    with pytest.raises(ValueError, match="row 17 holds NaN or infinity"):
+        ec.compress(broken, "full|int8", 0.5)
     with pytest.raises(TypeError, match="source of type list"):
         ec.compress([[1.0]], "full")
 

@@ -12,12 +12,15 @@ with probability equal to the fraction, so that small updates survive on average
 **Deviations** Each element draws its own random number; the published kernel re-uses one number for all elements of a
 row (its generator is seeded with the row inside the loop), so its errors are fully correlated. The paper's one global
 scale is 0.01 for both widths; it is kept for 8 bits (range -1.28 .. 1.27) and divided by 256 for 16 bits, where 0.01
-would waste the width. A global scale is a constant of the specification, not a stored number.
+would waste the width. A global scale is a constant of the specification, not a stored number; compressing trained
+vectors fits it to their largest magnitude.
 """
 from __future__ import annotations
 
 from ..method import Method
-from ..tables import IntTable
+from ..tables import IntTable, as_rows
+
+BLOCK = 1 << 18
 
 
 class IntQuant(Method):
@@ -27,6 +30,7 @@ class IntQuant(Method):
 
     def __init__(self, fields, dim, bits=8, scale=None):
         super().__init__(fields, dim)
+        self.given = scale is not None
         if scale is None:
             scale = 0.01 * 2.0 ** (8 - bits)
         elif scale != "row":
@@ -39,6 +43,10 @@ class IntQuant(Method):
         return range(8, 17, 8)
 
     def fit(self, rows):
+        if not self.given:                           # trained vectors have their own range: the largest value fits
+            top = max(float(as_rows(rows, start, BLOCK).abs().max()) for start in range(0, len(rows), BLOCK))
+            self.table.constant = max(top, 1e-30) / self.table.top
+            self.fitted = {"scale": self.table.constant}
         self.table.encode(rows)
 
     def lookup(self, codes):
