@@ -59,6 +59,7 @@ test: $(INSTALLED)  ## pytest, then every notebook with its small default parame
 
 study: $(INSTALLED)  ## measure the missing rows of PROFILE (may be stopped and started again)
 	$(BIN)/ecstudy sweep $$($(BIN)/python -m ecstudy.report.profile notebooks/profiles/$(PROFILE).yaml) --progress > /dev/null
+	$(BIN)/ecstudy yardsticks --progress $(foreach key,dataset section,--$(key) $$(sed -n 's/^$(key): *//p' notebooks/profiles/$(PROFILE).yaml)) > /dev/null
 	$(BIN)/ecstudy results --section $$(sed -n 's/^section: *//p' notebooks/profiles/$(PROFILE).yaml)
 
 publish: $(INSTALLED)  ## write measured rows of the real profile, and statistics of the data, into results/

@@ -324,3 +324,14 @@ def test_errors_show_their_origin_on_request(monkeypatch):
     monkeypatch.setenv("ECSTUDY_TRACEBACK", "1")
     result = CliRunner().invoke(cli.app, ["weigh", "-m", "full", "-f", "nowhere"])
     assert isinstance(result.exception, CellError)
+
+
+def test_yardsticks_are_measured_and_shown(monkeypatch):
+    from ecstudy.study import baselines
+
+    found = dict(auc=0.7, auc_low=0.6, auc_high=0.8, valid_auc=0.71, logloss=0.5, ne=0.9, seconds=2.0, c=0.1)
+    monkeypatch.setattr(baselines, "YARDSTICKS", {"logistic_regression": lambda dataset, **options: found})
+    row, = json.loads(ok("yardsticks", "--dataset", "tiny", "--json", "--no-progress"))
+    assert row["auc"] == 0.7 and row["model"] == "none" and row["dataset"] == "tiny"
+    assert store.results(dataset="tiny")["family"].tolist() == ["yardstick"]
+    assert "no data set 'nope'" in error(2, "yardsticks", "--dataset", "nope")
