@@ -126,10 +126,14 @@ class DatasetWriter:
         if ((label != 0) & (label != 1)).any():
             raise DataError(f"{split}: label {label[(label != 0) & (label != 1)][0]!r}, expected 0 or 1")
         if split == "train":
-            for field in range(ids.shape[1]):       # bincount per field: no array of table size per batch
-                part = np.bincount(ids[:, field])
+            for field, column in enumerate(ids.T):
                 start = self._offsets[field]
-                self._counts[start:start + len(part)] += part
+                if self._sizes[field] > 4 * len(ids):        # sorting a few ids beats an array of the field's size
+                    unique, occurrences = np.unique(column, return_counts=True)
+                    self._counts[start + unique] += occurrences
+                else:
+                    part = np.bincount(column)
+                    self._counts[start:start + len(part)] += part
         for kind, array in (("ids", ids), ("dense", dense), ("label", label)):
             array = np.ascontiguousarray(array, dtype=_KINDS[kind])
             self._streams[split, kind].append(array)
