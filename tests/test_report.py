@@ -292,3 +292,11 @@ def test_docstrings_become_markdown():
 
 def test_rows_made_here_have_the_columns_of_the_store(rows):
     assert list(rows.columns) == list(COLUMNS)
+
+
+def test_text_of_a_docstring_survives_markdown():
+    from ecstudy.report.pages import markdown, section
+
+    # a line that begins with % is a comment in MyST: wrapped text must not lose it
+    assert markdown("memory is 300\n% of it") == "memory is 300\u00a0% of it"
+    assert section("deeplight", "Training").endswith("300\u00a0%.")

@@ -123,7 +123,11 @@ def paper_link(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """A docstring's body as Markdown: roles become code, a trailing ``::`` opens an indented block, arXiv ids link."""
+    """A docstring's body as Markdown: roles become code, a trailing ``::`` opens an indented block, arXiv ids link.
+
+    A number stays with its ``%``, also because MyST takes a line that begins with one for a comment.
+    """
+    text = re.sub(r"(\d)\s+%", "\\1\N{NO-BREAK SPACE}%", text)
     text = re.sub(r":[a-z:]+:`~?([^`]+)`", r"``\1``", text)
     text = re.sub(r"::[ \t]*$", ":", text, flags=re.M)
     return paper_link(text).strip()
@@ -312,6 +316,7 @@ def _data(names_of=DATA) -> str:
                 curves = pd.concat([curves, _curve(measured)])
     if not len(statistics):
         return "No statistics are published and no data is at hand yet: run `make report`.\n"
+    statistics = statistics.sort_values("dataset", key=lambda names: names.map(lambda n: (n.startswith(QUICK), n)))
     parts = [raw(tables.statistics(statistics))]
     if len(curves):
         parts.append(raw(figures.frequency(curves)))
