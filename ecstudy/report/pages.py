@@ -281,6 +281,9 @@ def _speed(rows: pd.DataFrame) -> str:
         part = rows[rows["benchmark"] == kind]
         if len(part):
             shown = part[[c for c in keep if c in part]].map(lambda v: f"{v:.3g}" if isinstance(v, float) else v)
+            shown = shown.rename(columns=dict(
+                head_ms="head, ms", step_ms="step, ms", ratio="step ÷ head", ms="look-up, ms", full_ms="Full, ms",
+                ratio_full="÷ Full", ratio_embedding="÷ F.embedding", solve_seconds="solver, s"))
             parts += [text, raw(Html(f'<div class="ec-scroll">{frame_html(shown, index=False)}</div>'))]
     return "\n\n".join(parts) + "\n"
 
@@ -317,7 +320,8 @@ def _data(names_of=DATA) -> str:
     if not len(statistics):
         return "No statistics are published and no data is at hand yet: run `make report`.\n"
     statistics = statistics.sort_values("dataset", key=lambda names: names.map(lambda n: (n.startswith(QUICK), n)))
-    parts = [raw(tables.statistics(statistics))]
+    criteo = statistics["dataset"].str.contains("criteo")
+    parts = [raw(tables.statistics(part)) for part in (statistics[criteo], statistics[~criteo]) if len(part)]
     if len(curves):
         parts.append(raw(figures.frequency(curves)))
     return "\n".join(parts)
