@@ -228,9 +228,9 @@ MATRIX = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("method, budget, error", [
-    ("full", 1.0, 0.0), ("int_quant", 0.25, 0.012), ("int_quant", 0.5, 1e-4), ("int_quant(scale='row')", 0.3, 0.01), ("full|int8", 0.3, 0.01), ("full|int16", 0.6, 1e-4),
-    ("deeplight", 0.5, 0.4), ("small_dim", 0.5, 0.75), ("top_k", 0.5, 0.75), ("hash_trick", 0.5, 0.75),
-    ("autosrh", 0.5, 0.4)])
+    ("full", 1.0, 0.0), ("int_quant", 0.25, 0.012), ("int_quant", 0.5, 1e-4), ("int_quant(scale='row')", 0.3, 0.01),
+    ("full|int8", 0.3, 0.01), ("full|int16", 0.6, 1e-4), ("deeplight", 0.5, 0.4), ("small_dim", 0.5, 0.75),
+    ("top_k", 0.5, 0.75), ("hash_trick", 0.5, 0.75), ("autosrh", 0.5, 0.4)])
 def test_compress_takes_modules_matrices_and_files(method, budget, error, tmp_path):
     np.save(tmp_path / "m.npy", MATRIX.numpy())
     options = {"counts": np.arange(400)} if method in ("top_k", "autosrh") else {}

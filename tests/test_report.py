@@ -222,7 +222,7 @@ def test_data_fragment_compares_published_and_measured(tmp_path, monkeypatch):
 
     generate("easy", rows=2000, out=tmp_path / "data" / "synthetic_tiny", name="synthetic_tiny")
     text = pages._data(["synthetic_tiny"])
-    assert "<th>synthetic_tiny</th>" in text and "Skew" in text
+    assert "<th>synthetic_\N{ZERO WIDTH SPACE}tiny</th>" in text and "Skew" in text
     pages.publish_data(["synthetic_tiny"])
     shutil.rmtree(tmp_path / "data")
     published = pages._data(["synthetic_tiny"])                         # aggregates stay when the data is gone
@@ -257,6 +257,7 @@ def test_stamp_says_where_rows_come_from(rows):
 def test_pages_of_all_methods(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "real_rows", lambda: rows.assign(dataset="criteo_137k"))
     monkeypatch.setattr(pages, "quick_rows", lambda: rows)
+    monkeypatch.setattr(pages, "stamp", lambda rows=None: pages.Html("<dl></dl>"))       # it tells the minute
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "gone.md").write_text("a method that was removed")
     written = pages.write_pages(tmp_path, weights=False)
@@ -266,7 +267,7 @@ def test_pages_of_all_methods(rows, tmp_path, monkeypatch):
     assert "literalinclude} ../../ecstudy/methods/robe.py" in robe
     assert "No rows yet" in (tmp_path / "methods" / "autosrh.md").read_text()
     assert "ROBE** holds the highest AUC, 0.8070" in (tmp_path / "generated" / "first.md").read_text()
-    before = {p: p.stat().st_mtime_ns for p in written if p.name != "stamp.md"}
+    before = {p: p.stat().st_mtime_ns for p in written}
     pages.write_pages(tmp_path, weights=False)
     assert before == {p: p.stat().st_mtime_ns for p in before}          # nothing is rebuilt when nothing changed
 
@@ -300,3 +301,25 @@ def test_text_of_a_docstring_survives_markdown():
     # a line that begins with % is a comment in MyST: wrapped text must not lose it
     assert markdown("memory is 300\n% of it") == "memory is 300\u00a0% of it"
     assert section("deeplight", "Training").endswith("300\u00a0%.")
+
+
+def test_what_the_page_says_is_what_the_rows_say():
+    """Sentences of the real page stand only on rows that bear them out, and their numbers are the rows'."""
+    from ecstudy.report.pages import _reading
+
+    def row(spec, budget, auc, seed):
+        return dict(method=spec, spec=spec, family="x", dataset="criteo_137k", model="dlrm", dim=16, budget=budget,
+                    seed=seed, status="ok", auc=auc + seed / 1000, valid_auc=auc, seconds=1.0, bytes_inference=1.0,
+                    bytes_training=3.0, bytes_full=1.0, reached=budget, latency_ms=1.0, latency_full_ms=1.0, reason="",
+                    section="dlrm", data_fingerprint="f", device="cpu", lr=0.001, batch=128)
+
+    def frame(*lines):
+        return pd.DataFrame([row(*line, seed) for line in lines for seed in (0, 1)])
+
+    none = frame(("full", 1.0, 0.8)).iloc[:0]
+    rows = frame(("full", 1.0, 0.8), ("deeplight", 0.5, 0.7), ("deeplight", 0.01, 0.75), ("robe", 0.5, 0.79),
+                 ("robe", 0.001, 0.74))
+    assert _reading(rows, none) == []                             # ROBE loses, DeepLight's cause is not tested
+    text = _reading(rows, frame(("deeplight", 1.0, 0.71)))[1]
+    assert "0.7005 at 50 %, 0.7505 at 1 %" in text and "ends at 0.7105" in text and "ROBE" not in text
+    assert "DeepLight" not in "".join(_reading(rows, frame(("deeplight", 1.0, 0.81))))

@@ -215,7 +215,8 @@ def statistics(frame: pd.DataFrame) -> Table:
         lines.append([text, *("" if pd.isna(v) else f"{100 * v:.1f} %" if share else
                               f"{v:.4f}" if column == "ceiling_auc" else f"{int(v):,}"
                               for v in frame[column].astype(float))])
-    shown = pd.DataFrame(lines, columns=["Training rows", *frame["dataset"]])
+    # long names may break at their underscores
+    shown = pd.DataFrame(lines, columns=["Training rows", *frame["dataset"].str.replace("_", "_\N{ZERO WIDTH SPACE}")])
     return Table(frame, frame_html(shown, index=False), "Generated and real logs side by side, training split.", frame)
 
 
