@@ -370,10 +370,10 @@ def methods(as_json: AsJson = False):
 
     found = table()
     if as_json:
-        plain = found.reset_index().astype(object).where(found.reset_index().notna(), None).to_dict("records")
+        plain = [m | {"knob": m["knob"] or None} for m in found.reset_index().to_dict("records")]
         return typer.echo(json.dumps(plain, indent=1, default=str))
     show(["method", "family", "depends on", "size by", "paper", "idea"],
-         [[name, m["family"], m["aware"], m["knob"] if isinstance(m["knob"], str) else "", m["paper"], m["summary"]]
+         [[name, m["family"], m["aware"], m["knob"], m["paper"], m["summary"]]
           for name, m in found.iterrows()])
 
 

@@ -294,6 +294,7 @@ def test_a_file_in_methods_is_a_method():
     from ecstudy import registry
 
     table = ec.methods()
+    assert table.knob.to_dict() | {"full": "", "robe": "length"} == table.knob.to_dict()
     assert set(table.index) == set(registry.names()) and table.summary.str.len().min() > 20
     assert isinstance(ec.make("full", 5, 4).table, FloatTable)
     for name in table.index:

@@ -6,7 +6,7 @@ and an id takes the row of its remainder. Ids that collide cannot be told apart.
 **Stored** one table of ``sum(m_f) x D``. **Size** by ``rows``, the rows of the largest field; the other fields shrink
 in proportion. **Training** one stage, in place: memory while training is three times the table.
 
-**Deviations** none from the paper's code, which offers it as an extra beside Table 5. Because ids are in the sorted
+**Deviations** None from the paper's code, which offers it as an extra beside Table 5. Because ids are in the sorted
 order of their strings, remainders are as good as random with respect to frequency.
 """
 from __future__ import annotations
