@@ -106,10 +106,14 @@ class DatasetWriter:
     def __enter__(self):
         shutil.rmtree(self._temporary, ignore_errors=True)
         widths = {"ids": len(self.meta["fields"]), "dense": len(self.meta["dense"]), "label": None}
-        for split in SPLITS:
-            (self._temporary / split).mkdir(parents=True)
-            for kind, dtype in _KINDS.items():
-                self._streams[split, kind] = NpyStream(self._temporary / split / f"{kind}.npy", dtype, widths[kind])
+        try:
+            for split in SPLITS:
+                (self._temporary / split).mkdir(parents=True)
+                for kind, dtype in _KINDS.items():
+                    self._streams[split, kind] = NpyStream(self._temporary / split / f"{kind}.npy", dtype, widths[kind])
+        except BaseException:                        # a full disk: __exit__ is not called for what fails here
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            raise
         return self
 
     def append(self, split: str, ids, dense, label) -> None:

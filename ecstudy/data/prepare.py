@@ -325,7 +325,6 @@ def _workspace(out: Path):
         yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(out.with_name(f".{out.name}.{os.getpid()}.tmp"), ignore_errors=True)  # the writer's, disk full
         for parent in created:
             parent.rmdir() if parent.is_dir() and not any(parent.iterdir()) else None
         raise

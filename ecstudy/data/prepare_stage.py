@@ -13,7 +13,7 @@ from .layout import DataError
 from .prepare_read import Rejects
 from .prepare_split import TRAIN
 
-WRITE_ROWS = 65_536             # fixed, so that the data set's fingerprint does not depend on chunk_rows
+WRITE_ROWS = 65_536             # rows put together and written at once
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 

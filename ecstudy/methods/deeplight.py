@@ -12,10 +12,11 @@ carried over. Early stopping and snapshots count only once the final sparsity is
 
 **Deviations** The table is pruned again right before every evaluation and when deployed, so what is measured is what
 ships and its non-zeros never exceed the budget; the published code converts without pruning, after steps in which
-every touched row became dense again. The threshold is an exact k-th value instead of a bisection with a tolerance.
-From ``t = ramp`` on the target is exactly ``s``; 0.001 short of it, the paper's stopping point, would be several
-times the budget at 0.1 %. ``ramp`` is the paper's 68,732 steps, but at most half an epoch, because on a small log the
-paper's number would be dozens of epochs. The paper's training buffer of one float per row is not needed.
+every touched row became dense again. The threshold is an exact k-th value, two passes over the table in small blocks,
+instead of a bisection with a tolerance. From ``t = ramp`` on the target is exactly ``s``; 0.001 short of it, the
+paper's stopping point, would be several times the budget at 0.1 %. ``ramp`` is the paper's 68,732 steps, but at most
+half an epoch, because on a small log the paper's number would be dozens of epochs. The paper's training buffer of one
+float per row is not needed.
 """
 from __future__ import annotations
 

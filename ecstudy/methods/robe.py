@@ -11,8 +11,8 @@ gradient is sparse in the touched numbers.
 dimension). ``sign=True`` multiplies each number by a hashed +1 or -1, as the original offers.
 
 **Deviations** The paper's text calls Z the block length, its code uses Z as the *number* of pieces; here it is the
-length. Ids are hashed by their row in the full table, so equal ids of different fields differ (the original's
-default). A block never wraps around the end of the array.
+length. Ids are hashed by their row in the full table, so equal ids of different fields differ (the default of the
+paper's code). A block never wraps around the end of the array.
 """
 from __future__ import annotations
 

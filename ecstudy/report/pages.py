@@ -300,7 +300,7 @@ def _reading(real: pd.DataFrame, ablation: pd.DataFrame) -> list[str]:
     high, low = at("robe", 0.5), at("robe", 0.001)
     if high is not None and low is not None and low["gap"] > -0.03:
         points.append(f"**ROBE is not the loser the paper saw.** There it lies about 0.055 below Full at every budget; "
-                      f"here {gap(high)} at 50 % and {gap(low)} at 0.1 %, with the original's block length and hash.")
+                      f"here {gap(high)} at 50 % and {gap(low)} at 0.1 %, with blocks as long as in the original.")
     pruned, other = at("autosrh", 0.001), at("deeplight", 0.001)
     if pruned is not None and other is not None and pruned["gap"] < other["gap"]:
         points.append(f"**Pruning once is not enough at small budgets.** AutoSrh prunes at the very end, as the "

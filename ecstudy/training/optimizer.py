@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from typing import Iterable, Sequence
+from typing import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,6 @@ class Optimizers:
             optimizer.load_state_dict(dict(state=entries, param_groups=optimizer.state_dict()["param_groups"]))
 
 
-def optimizers(emb: Method, head: nn.Module | Sequence[nn.Parameter] | None = None, lr: float = 0.001) -> Optimizers:
+def optimizers(emb: Method, head: nn.Module | None = None, lr: float = 0.001) -> Optimizers:
     """Optimisers for a user's own loop: ``opt.zero_grad(); loss.backward(); opt.step()``."""
     return Optimizers(emb, head, lr)
