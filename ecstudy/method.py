@@ -32,18 +32,21 @@ class Step:
     ----------
     split:
         Which rows feed it, ``"train"`` or ``"valid"`` (architecture searches use validation rows).
+    again:
+        Use the batch of the step before once more instead of a new one (two-pass methods, second-order searches).
     update:
         ``"all"`` (embedding and head), ``"emb"`` (embedding only, the head is frozen), or a callable that receives the
         gradients of ``wrt`` and changes those tensors itself (nothing else moves then).
     wrt:
-        The tensors a callable ``update`` moves.
+        The tensors a callable ``update`` moves, or a function that gives them after the forward pass.
     penalty:
-        A function giving a scalar that is added to the loss.
+        A function giving a scalar that is added to the loss, called after the forward pass.
     """
 
     split: str = "train"
+    again: bool = False
     update: str | Callable[[Sequence[Tensor]], None] = "all"
-    wrt: Sequence[Tensor] = ()
+    wrt: Sequence[Tensor] | Callable[[], Sequence[Tensor]] = ()
     penalty: Callable[[], Tensor] | None = None
     stage: str = ""
 
@@ -63,7 +66,11 @@ class Method(nn.Module):
     family: str = ""                    # "inter-feature", "intra-feature" or "baseline" (paper, section 3)
     aware: str = "none"                 # what allocation depends on: "none", "frequency", "importance"
     paper: str = ""                     # where the idea comes from
+    group: str = ""                     # the paper's kind of method within its family
+    space: str = ""                     # numbers stored, in LaTeX: n ids, d dimensions, and the method's own symbols
+    time: str = ""                      # work of looking up one id, in LaTeX
     needs_counts = False                # wants counts=: training occurrences of each id [n]
+    learns_size = False                 # what ships is decided by training: a build weighs the most it can become
     deployed = False
     fitted: dict = {}                   # options that :meth:`fit` found; saving writes them into the specification
 
@@ -112,7 +119,10 @@ class Method(nn.Module):
                         "methods that do: full|int8, int_quant, small_dim, top_k, hash_trick, deeplight")
 
     def deploy(self) -> Method:
-        """Turn the module, in place, into what ships. Shapes depend on the knob alone (Rule 2)."""
+        """Turn the module, in place, into what ships. Shapes depend on the knob alone (Rule 2).
+
+        A method that ``learns_size`` ships at most what a ``meta`` build of the same knob ships.
+        """
         if "aux" in self._modules:
             del self.aux
         self.deployed = True

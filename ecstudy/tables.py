@@ -79,7 +79,10 @@ class FloatTable(Holder):
     """``rows x width`` float32, a plain parameter.
 
     ``sparse=False`` gives dense gradients, so any torch optimiser works; the study's loop sets it to True.
+    ``keep_zeros=True`` gives elements that are exactly zero no gradient: what was pruned stays pruned.
     """
+
+    keep_zeros = False
 
     def __init__(self, rows: int, width: int, bound: float):
         super().__init__()
@@ -97,7 +100,8 @@ class FloatTable(Holder):
             return None
         if not grad.is_sparse:
             raise RuntimeError("dense gradient in a table: set holder.sparse = True before the forward pass")
-        return coalesce(grad._indices()[0], grad._values())
+        index, grad = coalesce(grad._indices()[0], grad._values())
+        return index, grad.mul_(self.read(index) != 0) if self.keep_zeros else grad
 
     def leaves(self):
         return [self.weight]

@@ -16,11 +16,12 @@ from ecstudy.memory import stored
 from ecstudy.registry import get, names
 from ecstudy.sparse import SparseTable
 from ecstudy.spec import parse
-from ecstudy.tables import FloatArray, FloatTable
+from ecstudy.tables import FloatTable
 from ecstudy.training import Optimizers
+from traits import trait
 
-SIZES, DIM, BUDGET = [50, 20, 8, 300], 16, 0.5
-WRAPPED = [f"{name}|int8" for name in names() if name != "int_quant"] + ["full|int16"]
+SIZES, DIM = [50, 20, 8, 300], 16
+WRAPPED = [f"{name}|int8" for name in names() if trait(name, "wrappable")] + ["full|int16"]
 SPECS = [*names(), "robe(block=4, sign=True)", "compo(combine='sum')", "int_quant(scale='row')",
          "small_dim(shared=True)"]
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -37,7 +38,7 @@ every_device = pytest.mark.parametrize("device", DEVICES)
 
 def make(spec, sizes=SIZES, dim=DIM, device="cpu", seed=0, budget=None, **options):
     if budget is None:
-        budget = 1.0 if spec.startswith("full") else BUDGET
+        budget = trait(spec, "budget")
     counts = counts_of([sizes] if isinstance(sizes, int) else sizes) if get(parse(spec).name).needs_counts else None
     return ec.make(spec, sizes, dim, budget, seed=seed, counts=counts, device=device, **options)
 
@@ -61,7 +62,8 @@ def test_shapes_and_types(spec, device):
 
 @every_spec
 def test_an_int_cardinality_is_a_drop_in_for_nn_embedding(spec):
-    emb = make(spec, 500, 8)
+    first, bar, rest = spec.partition("|")
+    emb = make(first + trait(spec, "single") * ("(" not in first) + bar + rest, 500, 8)
     reference = torch.nn.Embedding(500, 8)
     for shape in [(), (7,), (2, 3), (2, 3, 4), (0,)]:
         ids = torch.randint(0, 500, shape)
@@ -89,14 +91,9 @@ def test_gradients_reach_every_weight(spec, device):
     for holder in emb.holders():
         index, grad = holder.touched()
         assert len(index) == len(index.unique()) and grad.shape[0] == len(index)
-        expected = holder.shape[0]
-        if isinstance(holder, FloatArray):                        # hashed blocks leave gaps, but not many
-            assert len(index) > 0.4 * expected
-        elif spec.startswith("top_k"):                            # a shared row is idle where every id has its own
-            assert len(index) >= expected - len(SIZES)
-        else:
-            assert len(index) == expected
-        assert (grad != 0).float().mean() > 0.99 or spec.startswith("compo")     # fields left whole mask their partner
+        idle = len(SIZES) if spec.startswith("top_k") else 0      # a shared row is idle where every id has its own
+        assert len(index) >= trait(spec, "every_row") * (holder.shape[0] - idle)
+        assert (grad != 0).float().mean() >= trait(spec, "every_value")
     for parameter in emb.dense_parameters():
         assert (parameter.grad != 0).all()
 
@@ -139,8 +136,7 @@ def test_training_is_deterministic_and_learns(spec, device):
     again, _ = train()
     if device == "cpu":
         assert losses == again
-    assert losses[-1] < 0.9 * losses[0] or spec.startswith("top_k")     # half the ids of top_k share four rows
-    assert losses[-1] < losses[0]
+    assert losses[-1] < trait(spec, "learns") * losses[0]
 
 
 @every_spec
@@ -182,6 +178,9 @@ def test_meta_build_matches_the_real_one(spec):
         for name in a:
             assert a[name].is_meta and a[name].shape == b[name].shape and a[name].dtype == b[name].dtype, name
         assert ec.memory(meta) == ec.memory(real)
+        if not trait(spec, "shape_by_knob"):                      # what ships is learned: at most what the build weighs
+            assert get(parse(spec).name).learns_size and ec.memory(real.deploy()) <= ec.memory(meta.deploy())
+            return
         assert meta.training_bytes() == real.training_bytes() or real.deployed
         meta.deploy(), real.deploy()
 
@@ -220,7 +219,7 @@ def test_budget_is_a_limit_met_to_within_one_notch(spec, budget):
     knob = emb.config["knob"]
     used = ec.memory(emb.deploy())
     assert used <= limit
-    if cls.knob is None:
+    if cls.knob is None or knob is None:
         return
     sizes = cls.sizes(Fields(SIZES), DIM, **options)
     place = sizes.index(knob)
@@ -249,10 +248,12 @@ class Largest(TorchDispatchMode):
 @every_spec
 def test_a_step_costs_the_same_whatever_the_table(spec):
     """Rule 3: tenfold rows, the same largest tensor in forward, backward and update."""
-    largest = []
+    largest, same = [], {}
     for scale in (1, 10):
         sizes = [5000 * scale, 700 * scale]
-        emb = make(spec, sizes).train()
+        emb = make(spec, sizes, budget=1.0 if same else None, **same).train()
+        if trait(spec, "same_knob"):
+            same = {get(parse(spec).name).knob: emb.config["knob"]}
         opt = Optimizers(emb)
         ids = torch.stack([torch.arange(40) * 11, torch.arange(40) * 3], 1)
         for _ in range(2):                                        # the first step allocates moments
@@ -278,8 +279,7 @@ def test_deployment_changes_nothing_but_what_it_says(spec):
     emb = make(spec).eval()
     before = emb(all_ids()).detach()
     after = emb.deploy()(all_ids())
-    name = parse(spec).name
-    if name in ("deeplight", "autosrh"):
+    if trait(spec, "prunes"):
         survivors = after != 0
         tolerance = before.abs().max() / 100 if "|int8" in spec else 0
         torch.testing.assert_close(after[survivors], before[survivors], atol=float(tolerance), rtol=1e-6)
@@ -288,8 +288,10 @@ def test_deployment_changes_nothing_but_what_it_says(spec):
         assert (after - before).abs().max() <= before.abs().max() / 60
     elif "|int16" in spec:
         assert (after - before).abs().max() <= before.abs().max() / 10_000
-    else:
+    elif trait(spec, "exact"):
         assert torch.equal(before, after)
+    else:
+        torch.testing.assert_close(before, after, atol=1e-5 * float(before.abs().max()), rtol=1e-4)
     assert "aux" not in dict(emb.named_modules())
 
 
@@ -298,7 +300,7 @@ def test_deployed_modules_need_no_gradient_state(spec):
     emb = make(spec)
     training = ec.memory(emb)
     deployed = ec.memory(emb.deploy())
-    assert deployed <= training or parse(spec).name in ("deeplight", "autosrh")
+    assert deployed <= training or trait(spec, "prunes")
 
 
 @pytest.mark.parametrize("ids, error, text", [

@@ -13,46 +13,13 @@ lower id, so the choice is deterministic.
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from ..fields import derived
-from ..memory import memory
+from ..maps import marked_ids
 from ..method import Method, require_counts
-from ..sparse import Bits, smallest_int
-from ..tables import FloatTable, as_rows, take
+from ..tables import FloatTable, as_rows
 
 BLOCK = 1 << 18
-
-
-class SortedIds(nn.Module):
-    """``top`` sorted ids; :meth:`find` gives the place of an id, or -1."""
-
-    def __init__(self, n: int, top: int, device=None):
-        super().__init__()
-        self.register_buffer("ids", torch.zeros(top, dtype=smallest_int(n - 1), device=device))
-
-    def fill(self, ids):
-        self.ids.copy_(ids)
-
-    def find(self, ids):
-        if not len(self.ids):
-            return torch.full_like(ids, -1)
-        place = torch.searchsorted(self.ids, ids.to(self.ids.dtype)).clamp_(max=len(self.ids) - 1)
-        return torch.where(take(self.ids, place) == ids, place, -1)
-
-
-class MarkedIds(nn.Module):
-    """One bit per id; the place of an id is the number of marked ids before it."""
-
-    def __init__(self, n: int, top: int, device=None):
-        super().__init__()
-        self.bits = Bits(n, device)
-
-    def fill(self, ids):
-        self.bits.fill(ids)
-
-    def find(self, ids):
-        return torch.where(self.bits.get(ids).bool(), self.bits.rank(ids), -1)
 
 
 class TopK(Method):
@@ -67,8 +34,7 @@ class TopK(Method):
         self.top = fields.n // 10 if top is None else top
         if not 0 <= self.top <= fields.n:
             raise ValueError(f"top={self.top}: expected 0 <= top <= {fields.n} ids")
-        form = min((SortedIds, MarkedIds), key=lambda f: memory(f(fields.n, self.top, "meta")))
-        self.map = form(fields.n, self.top)
+        self.map = marked_ids(fields.n, self.top)
         self.table = FloatTable(self.top + len(fields), dim, fields.bound())
         counts = require_counts(counts, fields, self.table.weight.device)
         if counts is not None:

@@ -88,13 +88,15 @@ class Run:
 
     def execute(self, step: Step) -> None:
         """One update."""
-        ids, dense, label = self.batch(step.split)
+        if not step.again:
+            self._last = self.batch(step.split)
+        ids, dense, label = self._last
         self.optimizers.zero_grad()
         loss = F.binary_cross_entropy_with_logits(self.head(self.emb(ids), dense, ids), label)
         if step.penalty is not None:
             loss = loss + step.penalty()
         if callable(step.update):
-            step.update(torch.autograd.grad(loss, list(step.wrt)))
+            step.update(torch.autograd.grad(loss, list(step.wrt() if callable(step.wrt) else step.wrt)))
         elif step.update == "emb":
             loss.backward(inputs=self.optimizers.embedding_leaves())
             self.optimizers.step("emb")
@@ -172,6 +174,12 @@ class Run:
         label, logit = torch.cat(labels).cpu(), torch.cat(logits).float().cpu()
         checked(label, logit)
         return label, logit
+
+    def score(self) -> float:
+        """Validation AUC of the present state, from within a schedule (evolutionary searches)."""
+        value = self.evaluate(self.valid)
+        self._training()
+        return value
 
     def evaluate(self, batches: Batches) -> float:
         """AUC of what would ship now."""

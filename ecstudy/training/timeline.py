@@ -8,15 +8,19 @@ import numpy as np
 
 from ..budget import Unreachable, build, full_bytes, solve
 from ..method import Method, Step
+from .run import Settings
 
 SIZES = (50, 20, 8)
 
 
 class FakeRun:
-    """Answers :meth:`fit` with a few steps per stage and remembers what was asked. Nothing is trained."""
+    """Answers :meth:`fit` with a few steps per stage and remembers what was asked. Nothing is trained or updated."""
+
+    optimizers = None
 
     def __init__(self, steps_per_epoch: int = 8, steps: int = 4, most: int = 1000):
         self.steps_per_epoch, self.steps, self.most = steps_per_epoch, steps, most
+        self.settings = Settings()
         self.stages: list[dict] = []
 
     def fit(self, stage: str, *, ready=None, fresh=True, carry=False, shared=None) -> Iterator[Step]:
@@ -26,6 +30,10 @@ class FakeRun:
             if step + 1 >= self.steps and (ready is None or ready()):
                 return
         raise RuntimeError(f"stage {stage!r} was not ready after {self.most} steps")
+
+    def score(self) -> float:
+        """Stands for a validation AUC."""
+        return 0.5
 
 
 def example(spec: str, dim: int = 16, budget: float = 0.5) -> Method:

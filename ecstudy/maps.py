@@ -1,0 +1,60 @@
+"""Maps that single out some of ``n`` ids: the place of a marked id among the marked ones, in id order.
+
+Two forms, and :func:`marked_ids` takes the lighter one for the given numbers (weighed on ``meta`` builds).
+"""
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .memory import memory
+from .sparse import Bits, smallest_int
+from .tables import take
+
+
+class Marked(nn.Module):
+    def locate(self, ids) -> tuple:
+        """How many marked ids stand before each of ``ids``, and whether it is marked itself."""
+        raise NotImplementedError
+
+    def find(self, ids):
+        """Place of each id among the marked ones, -1 for the others."""
+        place, marked = self.locate(ids)
+        return torch.where(marked, place, -1)
+
+
+class SortedIds(Marked):
+    """``top`` sorted ids, found by binary search."""
+
+    def __init__(self, n: int, top: int, device=None):
+        super().__init__()
+        self.register_buffer("ids", torch.zeros(top, dtype=smallest_int(n - 1), device=device))
+
+    def fill(self, ids):
+        self.ids.copy_(ids)
+
+    def locate(self, ids):
+        if not len(self.ids):
+            return torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        place = torch.searchsorted(self.ids, ids.to(self.ids.dtype))
+        return place, take(self.ids, place.clamp(max=len(self.ids) - 1)) == ids
+
+
+class MarkedIds(Marked):
+    """One bit per id with running counts."""
+
+    def __init__(self, n: int, top: int, device=None):
+        super().__init__()
+        self.bits = Bits(n, device)
+
+    def fill(self, ids):
+        self.bits.fill(ids)
+
+    def locate(self, ids):
+        return self.bits.rank(ids), self.bits.get(ids).bool()
+
+
+def marked_ids(n: int, top: int) -> nn.Module:
+    """The lighter map for ``top`` marked ids of ``n``; ``fill(sorted ids)``, then ``find(ids)`` -> place or -1."""
+    form = min((SortedIds, MarkedIds), key=lambda f: memory(f(n, top, "meta")))
+    return form(n, top)
