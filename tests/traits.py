@@ -13,6 +13,8 @@ PLAIN = dict(
     exact=True,             # deployment changes no bit of what is looked up (else: a tolerance of rounding)
     prunes=False,           # deployment zeroes values
     same_knob=False,        # cost per step is compared at equal knob: a fraction of a larger table is a larger network
+    full_size_budget=0.1,   # at Criteo's size: the budget of a training step, and the most MiB of one tensor made in it
+    step_mib=16,
     shape_by_knob=True,     # False for methods that learn their size: a build weighs the most they can become
 )
 TRAITS = {

@@ -4,11 +4,19 @@ from __future__ import annotations
 import math
 from typing import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..method import Method
 from ..tables import Holder
+
+
+def _zeros(shape, device) -> Tensor:
+    """Zeros that on the CPU take memory only where they are written: torch.zeros writes every page at once."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros(shape, np.float32))
+    return torch.zeros(shape, device=device)
 
 
 class RowAdam:
@@ -48,9 +56,8 @@ class RowAdam:
             if touched is None or not len(touched[0]):
                 continue
             index, grad = touched
-            if self.moments[i] is None:              # zeros are not backed by memory until a row is written
-                self.moments[i] = (torch.zeros(holder.shape, device=grad.device),
-                                   torch.zeros(holder.shape, device=grad.device))
+            if self.moments[i] is None:
+                self.moments[i] = _zeros(holder.shape, grad.device), _zeros(holder.shape, grad.device)
             first, second = self.moments[i]
             m = first.index_select(0, index).lerp_(grad, 1 - beta1)
             v = second.index_select(0, index).mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
