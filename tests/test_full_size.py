@@ -1,6 +1,6 @@
 """Training steps at Criteo's true field sizes: nothing made in a step grows with the 33,762,577 rows.
 
-Tables are left uninitialised (their pages are not backed by memory until touched), so every method fits a small machine.
+Tables are left uninitialised: pages take memory only once touched, so every method fits a small machine.
 """
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def untouched(monkeypatch):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, inner=inner, **kwargs: (
             tensor if tensor.numel() > 10_000_000 else inner(tensor, *args, **kwargs)))
     inner = IntTable.__init__
-    monkeypatch.setattr(IntTable, "__init__", lambda self, *args, **kwargs: inner(self, *args, **kwargs | {"bound": 0.0}))
+    monkeypatch.setattr(IntTable, "__init__",
+                        lambda self, *args, **kwargs: inner(self, *args, **kwargs | {"bound": 0.0}))
 
 
 @pytest.mark.parametrize("method", names())
