@@ -10,9 +10,10 @@ def stored(module: nn.Module) -> dict[str, Tensor]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         # meta storages have no address of their own, so there the tensor object tells them apart
         key = id(tensor) if tensor.is_meta else (tensor.device, tensor.untyped_storage().data_ptr())
-        if key in seen and tensor.numel():
-            continue
-        seen.add(key)
+        if tensor.numel():                           # an empty tensor may stand at the address of a full one
+            if key in seen:
+                continue
+            seen.add(key)
         kept[name] = tensor
     return kept
 

@@ -46,12 +46,17 @@ def docstring(name: str) -> str:
 
 
 def table() -> pd.DataFrame:
-    """All methods, indexed by name: family, paper, aware, knob ("": fixed size), needs_counts, options, summary."""
+    """All methods, indexed by name.
+
+    Columns: family, group, paper, aware, knob ("": fixed size), space and time (LaTeX), learns_size, needs_counts,
+    options, summary.
+    """
     rows = []
     for name in names():
         cls = get(name)
         arguments = list(inspect.signature(cls.__init__).parameters.values())[3:]
         options = {p.name: p.default for p in arguments if p.name not in (cls.knob, "counts")}
-        rows.append(dict(method=name, family=cls.family, paper=cls.paper, aware=cls.aware, knob=cls.knob or "",
+        rows.append(dict(method=name, family=cls.family, group=cls.group, paper=cls.paper, aware=cls.aware,
+                         knob=cls.knob or "", space=cls.space, time=cls.time, learns_size=cls.learns_size,
                          needs_counts=cls.needs_counts, options=options, summary=docstring(name).splitlines()[0]))
     return pd.DataFrame(rows).set_index("method")

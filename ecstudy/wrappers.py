@@ -40,7 +40,10 @@ class Quantised(Method):
 
     def fit(self, rows):
         self.inner.fit(rows)
-        self.fitted = self.inner.fitted
+
+    @property
+    def fitted(self):
+        return self.inner.fitted
 
     def dense_parameters(self):
         return self.inner.dense_parameters()

@@ -21,9 +21,9 @@ from ecstudy.training import Optimizers
 from traits import trait
 
 SIZES, DIM = [50, 20, 8, 300], 16
-WRAPPED = [f"{name}|int8" for name in names() if trait(name, "wrappable")] + ["full|int16"]
-SPECS = [*names(), "robe(block=4, sign=True)", "compo(combine='sum')", "int_quant(scale='row')",
-         "small_dim(shared=True)"]
+WRAPPED = [f"{name}{trait(name, 'options')}|int8" for name in names() if trait(name, "wrappable")] + ["full|int16"]
+SPECS = [*(name + trait(name, "options") for name in names()), "robe(block=4, sign=True)", "compo(combine='sum')",
+         "int_quant(scale='row')", "small_dim(shared=True)"]
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
@@ -250,7 +250,7 @@ def test_a_step_costs_the_same_whatever_the_table(spec):
     """Rule 3: tenfold rows, the same largest tensor in forward, backward and update."""
     largest, same = [], {}
     for scale in (1, 10):
-        sizes = [5000 * scale, 700 * scale]
+        sizes = [size * scale for size in trait(spec, "step_sizes")]
         emb = make(spec, sizes, budget=1.0 if same else None, **same).train()
         if trait(spec, "same_knob"):
             same = {get(parse(spec).name).knob: emb.config["knob"]}
@@ -284,6 +284,10 @@ def test_deployment_changes_nothing_but_what_it_says(spec):
         tolerance = before.abs().max() / 100 if "|int8" in spec else 0
         torch.testing.assert_close(after[survivors], before[survivors], atol=float(tolerance), rtol=1e-6)
         assert isinstance(next(iter(emb.holders())), SparseTable)
+    elif trait(spec, "selects"):
+        assert torch.isfinite(after).all() and (after != 0).any()
+    elif trait(spec, "merges") and "|" not in spec:
+        assert (after.view(-1, 1, DIM) == before.view(1, -1, DIM)).all(2).any(1).all()
     elif "|int8" in spec:
         assert (after - before).abs().max() <= before.abs().max() / 60
     elif "|int16" in spec:

@@ -12,7 +12,7 @@ import pytest
 
 from ecstudy import report
 from ecstudy.registry import names
-from ecstudy.report import pages, picture
+from ecstudy.report import drawings, identities, pages, picture, speed, style, taxonomy, weights
 from ecstudy.report.figures import _spread
 from ecstudy.report.summary import best_by_validation, cells
 from ecstudy.report.tables import PAPER_NAMES, cell_list, duration
@@ -123,7 +123,7 @@ def test_table5_shows_ranks_slashes_and_memory(rows):
     shown = report.table5(rows)
     lines = {re.sub("<.*?>", "", line.split("</td>")[0]).strip(): line for line in shown.html.split("<tr")[2:]}
     lines = {name.split(">")[-1].strip(): line for name, line in lines.items()}
-    assert list(lines)[0] == "Full"
+    assert list(lines) == ["Full", "inter-feature", "CompoEmb", "ROBE", "Hash"]      # the paper's order, by family
     assert "<b>0.8070</b><sup>1</sup>" in lines["ROBE"] and "± 0.0311" in lines["ROBE"] and "10 %" in lines["ROBE"]
     assert "<sup>2</sup>" in lines["CompoEmb"] and ">/</span>" in lines["CompoEmb"]
     assert 'title="smallest &quot;size&quot; is 2 % &amp; more"' in lines["CompoEmb"]
@@ -261,11 +261,14 @@ def test_pages_of_all_methods(rows, tmp_path, monkeypatch):
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "gone.md").write_text("a method that was removed")
     written = pages.write_pages(tmp_path, weights=False)
-    assert {p.stem for p in (tmp_path / "methods").iterdir()} == set(names())
-    robe = (tmp_path / "methods" / "robe.md").read_text()
+    family = style.families()
+    here = {str(p.relative_to(tmp_path / "methods").with_suffix("")) for p in (tmp_path / "methods").rglob("*.md")}
+    assert here == {f"{family[m]}/{m}" for m in names()} | set(style.FAMILIES)
+    robe = (tmp_path / "methods" / "inter-feature" / "robe.md").read_text()
     assert robe.startswith("# ROBE\n") and "## How it trains" in robe and "Real data" in robe and "Generated" in robe
-    assert "literalinclude} ../../ecstudy/methods/robe.py" in robe
-    assert "No rows yet" in (tmp_path / "methods" / "autosrh.md").read_text()
+    assert "literalinclude} ../../../ecstudy/methods/robe.py" in robe
+    assert "| hashing | All vectors are blocks" in (tmp_path / "methods" / "inter-feature.md").read_text()
+    assert "No rows yet" in (tmp_path / "methods" / "intra-feature" / "autosrh.md").read_text()
     assert "ROBE** holds the highest AUC, 0.8070" in (tmp_path / "generated" / "first.md").read_text()
     before = {p: p.stat().st_mtime_ns for p in written}
     pages.write_pages(tmp_path, weights=False)
@@ -323,3 +326,169 @@ def test_what_the_page_says_is_what_the_rows_say():
     text = _reading(rows, frame(("deeplight", 1.0, 0.71)))[1]
     assert "0.7005 at 50 %, 0.7505 at 1 %" in text and "ends at 0.7105" in text and "ROBE" not in text
     assert "DeepLight" not in "".join(_reading(rows, frame(("deeplight", 1.0, 0.81))))
+
+
+# -- many methods ------------------------------------------------------------------------------------------------------
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def test_every_method_has_a_look_that_is_read_on_white_and_on_black(rows):
+    found = style.looks(rows)
+    assert set(names()) <= set(found)
+    drawn = [(look.color, look.marker) for look in found.values()]
+    assert len(set(drawn)) == len(drawn)
+    for colour in {look.color for look in found.values()}:
+        light = luminance(colour) + 0.05
+        assert 1.05 / light >= 3 and light / (luminance("#121212") + 0.05) >= 3, colour
+    within = {}                                                      # of one panel: every line has a marker of its own
+    for method, kind in ((m, k) for m, k in style.families().items() if m in style.TITLES):
+        within.setdefault(kind, []).append(found[method].marker)
+    assert all(len(set(markers)) == len(markers) for markers in within.values())
+
+
+def test_methods_stand_in_the_papers_order():
+    order = style.in_order(["top_k", "zzz", "robe|int8", "autosrh", "robe", "full", "compo"])
+    assert order == ["full", "compo", "robe|int8", "robe", "autosrh", "top_k", "zzz"]
+    assert style.in_order(["top_k", "new", "compo"], {"new": "inter-feature"}) == ["compo", "new", "top_k"]
+
+
+def many(rows: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` with eleven compressed methods of two families."""
+    robe = rows[rows["method"] == "robe"]
+    more = [robe.assign(method=f"m{i}", spec=f"m{i}", family="inter-feature" if i % 2 else "intra-feature",
+                        auc=robe["auc"] - 0.01 * i) for i in range(8)]
+    return pd.concat([rows, *more])
+
+
+def test_a_crowd_is_drawn_in_a_panel_per_family(rows):
+    one, two = report.auc_against_bytes(rows), report.auc_against_bytes(many(rows))
+    assert not any(text.startswith(("inter-feature", "intra-feature")) for text in texts(one.svg))
+    found = texts(two.svg)
+    assert "inter-feature: ids share storage" in found and "intra-feature: smaller rows" in found
+    assert {"CompoEmb", "ROBE", "Hash", *(f"m{i}" for i in range(8))} <= set(found)
+    assert found.count("Full") == 2 and "faint" in two.caption and two.svg == report.auc_against_bytes(many(rows)).svg
+    only = texts(report.auc_against_bytes(many(rows), highlight="m3").svg)
+    assert "m3" in only and "m4" not in only and "inter-feature: ids share storage" not in only
+
+
+def test_tables_have_a_line_above_each_family(rows):
+    for shown in (report.table5(many(rows)), report.beside_paper(rows)):
+        heads = re.findall(r'<tr class="ec-family"><th colspan="(\d+)">([^<]*)</th></tr>', shown.html)
+        assert {int(n) for n, _ in heads} == {shown.html.split("<tbody>")[0].count("<th>")}
+        assert [kind for _, kind in heads] in (["inter-feature", "intra-feature"], ["inter-feature"])
+    assert shown.html.count("CompoEmb") == 1                         # said once, though it has several budgets
+
+
+# -- what methods weigh ------------------------------------------------------------------------------------------------
+
+def test_the_diagram_shows_every_stored_byte():
+    what = weights.shipped("autosrh")
+    assert what.bytes == sum(t.bytes for t in what.tensors)
+    assert what.bytes == weights.weighed("autosrh", "criteo", 0.1)["bytes_inference"]
+    assert what.bytes <= 0.1 * what.full and what.budget == 0.1
+    drawn = drawings.storage("autosrh", what, 33_762_577)
+    found = " ".join(texts(drawn.svg))
+    for tensor in what.tensors:
+        assert tensor.name in found and drawings.shape_text(tensor.shape) in found
+        assert tensor.name in drawn.alt and weights.bytes_text(tensor.bytes) in drawn.alt
+    fixed = weights.shipped("int_quant")                             # 10 % is below its smallest size
+    assert fixed.budget is None and "smallest size" in drawings.storage("int_quant", fixed, 1).caption
+    assert fixed.tensors == [("table.codes", (33_762_577, 16), "int8", 33_762_577 * 16)]
+
+
+def test_tensors_too_many_to_draw_are_summed():
+    part = [weights.Tensor(f"t{i}", (i + 1,), "float32", 4 * (i + 1)) for i in range(20)][::-1]
+    drawn = drawings.storage("full", weights.Shipped(part, 0.1, 840, 10_000), 100)
+    assert "12 smaller tensors" in drawn.alt and f"({sum(4 * (i + 1) for i in range(12))} B" in drawn.alt
+
+
+def test_bytes_as_a_reader_says_them():
+    assert [weights.bytes_text(n) for n in (48, 1536, 216_080_384, 2_160_804_928)] == [
+        "48 B", "1.5 KiB", "206 MiB", "2.01 GiB"]
+
+
+def test_reach_is_weighed():
+    assert weights.reach("int_quant").each == (25.0, 50.0)
+    compo = weights.reach("compo")
+    assert compo.smallest == pytest.approx(0.1328, abs=1e-4) and compo.largest > 99 and not compo.each
+    assert weights.reach("full") == (100.0, 100.0, 1, (100.0,))
+    assert weights.weighed("robe", "avazu", 1)["inference_pct"] < 1e-4                # one byte, not the whole table
+    assert weights.weighed("robe", "avazu", 1.0)["inference_pct"] > 99
+    drawn = drawings.reach({m: weights.reach(m) for m in ("compo", "robe", "int_quant")})
+    assert "INT8/16 from 25 % to 50 %" in drawn.alt and "ROBE" not in drawn.alt and {"ROBE"} <= set(texts(drawn.svg))
+
+
+def test_the_taxonomy_has_every_method_once_with_its_formulas():
+    text = taxonomy.fragment()
+    entries = pages.registry().drop("full")
+    for name, entry in entries.iterrows():
+        assert text.count(f"(methods/{entry['family']}/{name}.md)") == 1
+        assert name not in style.TITLES or entry["group"] and entry["space"] and entry["time"], name
+        assert taxonomy.math(entry["space"]) in text and taxonomy.math(entry["time"]) in text
+    lines = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
+    assert lines["CompoEmb"].endswith("| ✓ | ✓ | ✓ | / |") and lines["INT8/16"].endswith("| ✓ | / | / | / |")
+    assert "2 sizes" in lines["INT8/16"] and "0.133" in lines["CompoEmb"] and "any" in lines["ROBE"]
+    assert taxonomy.math("a|b") == r"$a\vert b$" and taxonomy.math("") == ""
+    tables_ = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables_} == {7, 11}
+
+
+def test_the_identities_page_marks_what_differs():
+    text = identities.fragment()
+    found = identities.compare()
+    assert f"{len(found)} of the 113 rows" in text and "Not explained" not in text
+    assert 'class="ec-below">−6.3<' in text and "The threshold is found in small blocks" in text
+    assert text.count("{tab-item}") == 3
+
+
+# -- look-ups beside the paper's ---------------------------------------------------------------------------------------
+
+def lookup(method, budget, batch, ratio, **more):
+    return dict(benchmark="lookup", method=method, budget=budget, batch=batch, device="cpu", threads=1, ms=ratio,
+                full_ms=1.0, ratio_full=ratio, solve_seconds=0.5) | more
+
+
+def test_the_aim_of_a_look_up_is_half_the_papers_ratio():
+    assert speed.target(4.0, 2048) == 2.0 and speed.target(4.0, 128) == 2.0
+    assert speed.target(1.2, 2048) == 1.5 and speed.target(1.2, 128) == 2.0 and speed.target(math.nan, 2048) == 1.5
+    assert speed.paper_ratio("compo", 0.1) == (pytest.approx(3.55 / 0.88), 10)
+    assert speed.paper_ratio("int_quant", 0.25)[1] == 25 and speed.paper_ratio("robe(block=4)", 0.002)[1] == 0.1
+    assert math.isnan(speed.paper_ratio("top_k", 0.1)[0])
+
+
+def test_look_ups_say_which_aims_are_met():
+    rows = pd.DataFrame([lookup("compo", 0.1, 128, 2.5), lookup("compo", 0.1, 2048, 1.9),
+                         lookup("top_k", 0.1, 2048, 1.6), lookup("robe", 0.5, 2048, 1.1)])
+    found = speed.lookups(rows).set_index("method")
+    assert list(found.index) == ["compo", "robe", "top_k"]
+    assert not found.loc["compo", "met_128"] and found.loc["compo", "met_2048"] and not found.loc["top_k", "met_2048"]
+    text = speed.fragment(rows)
+    assert "met in 2 of 4 cells" in text and "2.5×" in text and "2.02× ✗" in text and "1.5× ✓" in text
+    assert "nan" not in text.lower() and "step ÷ head" not in text and "products" not in text
+    more = pd.DataFrame([dict(benchmark="products", method="dhe", budget=0.1, batch=128, device="cpu", threads=1,
+                              ms=30.0, products_ms=20.0, ratio_products=1.5)])
+    assert "<td>DHE</td>" in speed.fragment(pd.concat([rows, more])) and "÷ products" in speed.fragment(more)
+    assert "No benchmark rows" in speed.fragment(pd.DataFrame())
+
+
+def test_equations_of_every_method_are_read_as_such():
+    assert pages.markdown("with $$a = b,\\quad c$$ where $a$") == "with\n\n$$\na = b,\\quad c\n$$\n\nwhere $a$"
+    for name in names():
+        text = re.sub(r"``.*?``|`.*?`", "", pages.markdown(pages.docstring(name)), flags=re.S)
+        text = re.sub(r"^\$\$\n.*?\n\$\$$", "", text, flags=re.S | re.M)
+        for inline in re.findall(r"\$[^$]*\$", text):
+            assert inline == "$" + inline[1:-1].strip() + "$" and "\n\n" not in inline, (name, inline)
+        assert "$" not in re.sub(r"\$[^$]*\$", "", text), name
+        assert not re.search(r"^%", text, flags=re.M), name
+
+
+def test_tests_named_in_the_book_exist():
+    root = pages.paths.root()
+    for page in (root / "book").glob("*.md"):
+        for path, name in re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", page.read_text()):
+            assert (root / path).is_file(), f"{page.name}: {path}"
+            assert not name or f"def {name}(" in (root / path).read_text(), f"{page.name}: {path}::{name}"

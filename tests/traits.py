@@ -5,6 +5,7 @@ from ecstudy.spec import parse
 
 PLAIN = dict(
     budget=0.5,             # budget at which the contract is tried (small tables: 50, 20, 8 and 300 ids)
+    options="",             # options with which the contract is tried
     single="",              # options for a single field of 500 ids, where the plain ones cannot compress one
     wrappable=True,         # can be followed by |int8
     every_row=1.0,          # share of each holder's rows that must have a gradient when every id occurs
@@ -12,7 +13,10 @@ PLAIN = dict(
     learns=0.9,             # loss after 60 steps over the first, at most
     exact=True,             # deployment changes no bit of what is looked up (else: a tolerance of rounding)
     prunes=False,           # deployment zeroes values
+    selects=False,          # deployment of what was never searched picks an architecture: other vectors, no promise
+    merges=False,           # deployment gives ids the vectors of others
     same_knob=False,        # cost per step is compared at equal knob: a fraction of a larger table is a larger network
+    step_sizes=(5000, 700), # fields at which cost per step is compared with tenfold rows
     full_size_budget=0.1,   # at Criteo's size: the budget of a training step, and the most MiB of one tensor made in it
     step_mib=16,
     shape_by_knob=True,     # False for methods that learn their size: a build weighs the most they can become
@@ -23,8 +27,19 @@ TRAITS = {
     "compo": dict(every_value=0.0),                       # fields left whole mask their partner
     "robe": dict(every_row=0.4),                          # hashed blocks leave gaps, but not many
     "int_quant": dict(wrappable=False),
+    "alpt": dict(wrappable=False, budget=0.6),
+    "mde": dict(single="(top=2)", exact=False),           # one field is the smallest one: top is its width
     "deeplight": dict(prunes=True),
     "autosrh": dict(prunes=True),
+    "auto_dim": dict(selects=True, shape_by_knob=False),
+    "opt_embed": dict(selects=True, shape_by_knob=False),
+    "dedup": dict(merges=True),
+    "dpq": dict(every_row=0.4),                           # centroids that no id chose have no gradient
+    "dhe": dict(budget=1.0, options="(hashes=64)", single="(hashes=64)", exact=False, same_knob=True,
+                step_sizes=(5000, 5000),                      # as many networks with tenfold rows
+                full_size_budget=0.001, step_mib=128),        # an id of the batch becomes 1,024 numbers
+    "tt_rec": dict(budget=0.2, same_knob=True, full_size_budget=0.01, step_mib=32),     # rows of the middle core: 17 KB each
+    "mgqe": dict(budget=1.0, every_row=0.1),              # 256 centroids for few ids: little saved, few chosen
 }
 
 

@@ -12,6 +12,9 @@ class Pruned(Method):
     knob = "kept"
     family = "intra-feature"
     aware = "importance"
+    group = "pruning"
+    space = r"k + \min(n + k / 4,\ k,\ 1.125\,n d / 32)"
+    time = r"O(d + \log k)"
 
     def __init__(self, fields, dim, kept=None):
         super().__init__(fields, dim)

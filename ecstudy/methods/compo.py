@@ -42,6 +42,9 @@ class Compo(Method):
     knob = "rows"
     family = "inter-feature"
     paper = "arXiv 1909.02107"
+    group = "hashing"
+    space = r"\sum_f \left(m_f + \lceil n_f / m_f \rceil\right) d"
+    time = r"O(d)"
 
     def __init__(self, fields, dim, rows=None, combine="product", init="matched"):
         super().__init__(fields, dim)

@@ -13,6 +13,9 @@ from ..tables import FloatTable
 class Full(Method):
     family = "baseline"
     paper = "uncompressed"
+    group = "uncompressed"
+    space = r"n d"
+    time = r"O(d)"
 
     def __init__(self, fields, dim):
         super().__init__(fields, dim)

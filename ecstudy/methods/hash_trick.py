@@ -24,6 +24,9 @@ class HashTrick(Method):
     knob = "rows"
     family = "inter-feature"
     paper = "arXiv 0902.2206"
+    group = "hashing"
+    space = r"\sum_f m_f d"
+    time = r"O(d)"
 
     def __init__(self, fields, dim, rows=None):
         super().__init__(fields, dim)

@@ -27,6 +27,9 @@ class IntQuant(Method):
     knob = "bits"
     family = "intra-feature"
     paper = "arXiv 1502.02551"
+    group = "quantisation"
+    space = r"b\,n d / 32"
+    time = r"O(d)"
 
     def __init__(self, fields, dim, bits=8, scale=None):
         super().__init__(fields, dim)

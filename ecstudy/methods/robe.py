@@ -28,6 +28,9 @@ class Robe(Method):
     knob = "length"
     family = "inter-feature"
     paper = "arXiv 2108.02191"
+    group = "hashing"
+    space = r"M"
+    time = r"O(d)"
 
     def __init__(self, fields, dim, length=None, block=None, sign=False):
         super().__init__(fields, dim)

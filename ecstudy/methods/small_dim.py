@@ -23,6 +23,9 @@ class SmallDim(Method):
     knob = "width"
     family = "baseline"
     paper = "baseline of this study"
+    group = "dimension allocation"
+    space = r"n w + F w d"
+    time = r"O(w d)"
 
     def __init__(self, fields, dim, width=None, shared=False):
         super().__init__(fields, dim)

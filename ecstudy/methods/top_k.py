@@ -27,6 +27,9 @@ class TopK(Method):
     family = "baseline"
     aware = "frequency"
     paper = "baseline of this study"
+    group = "frequency split"
+    space = r"(k + F)\,d + \min(k,\ 1.125\,n / 32)"
+    time = r"O(d + \log k)"
     needs_counts = True
 
     def __init__(self, fields, dim, top=None, counts=None):

@@ -50,14 +50,19 @@ def _percent(value, _position=None) -> str:
     return f"{value:g} %"
 
 
-def _end_labels(ax, ends: list[tuple[str, float, float, object]], right: float) -> None:
+def _end_labels(ax, ends: list[tuple[str, float, float, object]], right: float, apart: float) -> None:
     """Names of the lines in the right margin, each tied by a thin leader to the end of its line."""
     low, high = ax.get_ylim()
-    places = _spread([y for _, _, y, _ in ends], 0.052 * (high - low), low + 0.01 * (high - low), high)
+    places = _spread([y for _, _, y, _ in ends], apart * (high - low), low + 0.01 * (high - low), high)
     for (name, x, y, look), place in zip(ends, places):
         ax.annotate(look.title, (x, y), (right, place), textcoords=("axes fraction", "data"), color=look.color,
                     va="center", fontsize=10, annotation_clip=False,
                     arrowprops=dict(arrowstyle="-", color=look.color, lw=0.6, alpha=0.55, shrinkA=1, shrinkB=4))
+
+
+PANELS = {"inter-feature": "inter-feature: ids share storage", "intra-feature": "intra-feature: smaller rows",
+          "baseline": "baselines"}
+CROWD = 8                                # more lines than this are drawn in a panel per family
 
 
 def auc_against_bytes(rows: pd.DataFrame, *, highlight: str | None = None, command: str = "") -> Picture:
@@ -65,7 +70,8 @@ def auc_against_bytes(rows: pd.DataFrame, *, highlight: str | None = None, comma
 
     ``rows`` are of one data set, model and dimension. The horizontal axis is logarithmic, in per cent of the float32
     full table (below) and in MiB (above); points are moved aside by up to some per cent so that their bars can be told
-    apart. ``highlight`` draws one method in colour and the others faint.
+    apart. ``highlight`` draws one method in colour and the others faint. More methods than a reader can tell apart are
+    drawn in one panel per family on the same axes, the other families faint behind.
     """
     table = cells(rows)
     done = table[table["status"] == "ok"]
@@ -73,48 +79,47 @@ def auc_against_bytes(rows: pd.DataFrame, *, highlight: str | None = None, comma
         raise ValueError(f"none of the {len(rows)} rows finished (status ok); nothing to draw")
     full_bytes = float(pd.to_numeric(rows["bytes_full"], errors="coerce").max())
     look = looks(check_rows(rows))
+    drawn = [m for m in look if m != FULL and (done["method"] == m).any()]
+    family = dict(done[["method", "family"]].itertuples(index=False))
+    if highlight is not None:
+        panels = [("", [m for m in drawn if m == highlight])]
+    elif len(drawn) <= CROWD:
+        panels = [("", drawn)]
+    else:
+        kinds = [f for f in (*PANELS, *family.values()) if any(family[m] == f for m in drawn)]
+        panels = [(PANELS.get(f, f), [m for m in drawn if family[m] == f]) for f in dict.fromkeys(kinds)]
     with drawing():
         import matplotlib.pyplot as plt
         from matplotlib.ticker import FuncFormatter, NullLocator
 
-        figure, ax = plt.subplots(figsize=(7.6, 4.4))
-        full = done[done["method"] == FULL]
-        if len(full):
-            mean, half = full[["auc", "auc_half"]].iloc[0]
-            ax.axhline(mean, color=INK, lw=1.2, ls=(0, (6, 3)))
-            if not math.isnan(half):
-                ax.axhspan(mean - half, mean + half, color=INK, alpha=0.13, lw=0)
-        ends = []
-        drawn = [m for m in look if m != FULL and (done["method"] == m).any()]
-        for i, method in enumerate(drawn):
-            line = done[done["method"] == method]
-            style, line = look[method], line.sort_values("reached_pct", ascending=False)
-            faint = highlight is not None and method != highlight
-            aside = 1.018 ** (i - (len(drawn) - 1) / 2) if line["auc_half"].notna().any() else 1
-            ax.errorbar(line["reached_pct"] * aside, line["auc"], yerr=line["auc_half"].fillna(0), color=style.color,
-                        marker=style.marker, ls=style.dash, capsize=2.5, elinewidth=1, zorder=2 if faint else 3,
-                        alpha=0.2 if faint else 1)
-            if not faint:
-                ends.append((method, line["reached_pct"].iloc[-1] * aside, line["auc"].iloc[-1], style))
-        ax.set_xscale("log")
+        heights = [4.4] if len(panels) == 1 else [1.3 + max(1.0, 0.24 * len(own)) for _, own in panels]
+        figure, axes = plt.subplots(len(panels), 1, figsize=(7.6, sum(heights)), sharex=True, sharey=True,
+                                    squeeze=False, height_ratios=heights)
         low, high = done["reached_pct"].min(), 100.0
-        ax.set_xlim(high * 1.1, low / 1.25)                   # compression grows to the right, where methods part
+        bottom, top = done["auc"].min(), done["auc"].max()     # a wide interval may leave the frame, a mean may not
+        reach = min(done["auc_half"].max(), 0.35 * (top - bottom)) if done["auc_half"].notna().any() else 0
+        margin = reach + 0.06 * max(top - bottom, 1e-4)
+        for ax, height, (text, own) in zip(axes[:, 0], heights, panels):
+            ax.set_xscale("log")
+            ax.set_xlim(high * 1.1, low / 1.25)               # compression grows to the right, where methods part
+            ax.set_ylim(bottom - margin, top + margin)
+            ends = _auc_lines(ax, done, look, drawn, own)
+            full = done[done["method"] == FULL]
+            if len(full):
+                ax.annotate("Full", (ax.get_xlim()[0], full["auc"].iloc[0]), (4, 4), textcoords="offset points",
+                            color=INK)
+            if ends:
+                _end_labels(ax, ends, 1.03, 0.052 * 4.4 / height)
+            if text:
+                ax.text(0.005, 0.03, text, transform=ax.transAxes, color=INK, fontsize=10.5, weight="bold")
+            ax.set_ylabel("test AUC")
         ticks = [t for t in (100, 50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1, 0.05, 0.01) if low / 1.25 <= t <= 110]
         ax.set_xticks(ticks if len(ticks) > 1 else [low, high])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(_percent))
-        bottom, top = done["auc"].min(), done["auc"].max()     # a wide interval may leave the frame, a mean may not
-        reach = min(done["auc_half"].max(), 0.35 * (top - bottom)) if done["auc_half"].notna().any() else 0
-        margin = reach + 0.06 * max(top - bottom, 1e-4)
-        ax.set_ylim(bottom - margin, top + margin)
-        if len(full):
-            ax.annotate("Full", (ax.get_xlim()[0], full["auc"].iloc[0]), (4, 4), textcoords="offset points", color=INK)
-        if ends:
-            _end_labels(ax, ends, 1.03)
         ax.set_xlabel("deployed embedding, % of the float32 full table (measured bytes)")
-        ax.set_ylabel("test AUC")
-        above = ax.secondary_xaxis("top", functions=(lambda p: p * full_bytes / 100 / MIB,
-                                                     lambda m: m * MIB * 100 / full_bytes))
+        above = axes[0, 0].secondary_xaxis("top", functions=(lambda p: p * full_bytes / 100 / MIB,
+                                                             lambda m: m * MIB * 100 / full_bytes))
         above.set_xlabel("MiB")
         above.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         above.xaxis.set_minor_locator(NullLocator())
@@ -126,7 +131,34 @@ def auc_against_bytes(rows: pd.DataFrame, *, highlight: str | None = None, comma
     if len(best):
         b = best.iloc[0]
         alt += f" The highest compressed cell is {title(b['method'])} at {b['reached_pct']:.3g} %: {b['auc']:.4f}."
-    return Picture(svg, alt, f"AUC against memory on {_where(rows)}; {_seeds(table)}; dashed: Full.", rows, command)
+    note = "; faint: the methods of the other panels" if len(panels) > 1 else ""
+    caption = f"AUC against memory on {_where(rows)}; {_seeds(table)}; dashed: Full{note}."
+    return Picture(svg, alt, caption, rows, command)
+
+
+def _auc_lines(ax, done: pd.DataFrame, look: dict, drawn: list[str], own: list[str]) -> list[tuple]:
+    """Full's band and all lines, those of ``own`` in colour; returns where the coloured ones end."""
+    full = done[done["method"] == FULL]
+    if len(full):
+        mean, half = full[["auc", "auc_half"]].iloc[0]
+        ax.axhline(mean, color=INK, lw=1.2, ls=(0, (6, 3)))
+        if not math.isnan(half):
+            ax.axhspan(mean - half, mean + half, color=INK, alpha=0.13, lw=0)
+    ends = []
+    crowd = len(drawn) > CROWD
+    for i, method in enumerate(own if crowd else drawn):
+        line = done[done["method"] == method].sort_values("reached_pct", ascending=False)
+        faint, style, many = method not in own, look[method], len(own if crowd else drawn)
+        aside = 1.018 ** (i - (many - 1) / 2) if line["auc_half"].notna().any() else 1
+        ax.errorbar(line["reached_pct"] * aside, line["auc"], yerr=line["auc_half"].fillna(0), color=style.color,
+                    marker=style.marker, ls=style.dash, capsize=2.5, elinewidth=1, zorder=2 if faint else 3,
+                    alpha=0.2 if faint else 1)
+        if not faint:
+            ends.append((method, line["reached_pct"].iloc[-1] * aside, line["auc"].iloc[-1], style))
+    for method in [m for m in drawn if crowd and m not in own]:
+        line = done[done["method"] == method].sort_values("reached_pct", ascending=False)
+        ax.plot(line["reached_pct"], line["auc"], color=INK, lw=0.9, alpha=0.3, zorder=1, marker=".", ms=4)
+    return ends
 
 
 def costs(rows: pd.DataFrame, *, command: str = "") -> Picture:

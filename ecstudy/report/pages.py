@@ -16,21 +16,27 @@ from pathlib import Path
 import pandas as pd
 
 from .. import paths
-from ..budget import weigh
 from ..data import statistics as data_statistics
-from ..data.cardinalities import FIELDS
 from ..data.layout import Dataset
 from ..registry import docstring, names
 from ..registry import table as registry
-from . import figures, tables
-from .picture import Html, frame_html
+from . import drawings, figures, identities, speed, tables, taxonomy
+from .picture import Html, frame_html, raw
 from .stamp import QUICK, mark, stamp
-from .style import FULL, title
+from .style import FAMILIES, FULL, families, in_order, title
+from .tables import paper_link
+from .weights import BUDGETS, DIM, shipped, sizes_of, weighed
 
 REAL = "criteo_137k"                     # the real sample whose published rows the book shows
 DATA = ("synthetic_criteo_xs", REAL)      # the data page compares these
-BUDGETS = (0.5, 0.1, 0.01, 0.001)        # the paper's
-DIM = 16
+ABOUT = {
+    "inter-feature": ("Inter-feature methods", "Ids share what is stored: a hash, a product of small tables, codes "
+                      "into a common dictionary, or a network stands in for rows of their own."),
+    "intra-feature": ("Intra-feature methods", "Every id keeps a row of its own, and the row is made smaller: fewer "
+                      "bits, fewer dimensions, or fewer values that are not zero."),
+    "baseline": ("Baselines", "What any method must beat to be worth its trouble, and the uncompressed table that all "
+                 "ratios refer to."),
+}
 
 
 def real_rows() -> pd.DataFrame:
@@ -65,25 +71,31 @@ def quick_rows() -> pd.DataFrame:
 def write_pages(book: Path | None = None, *, weights: bool = True, progress: bool = False) -> list[Path]:
     """Write every generated page and fragment under ``book`` (default: the checkout's) and return their paths.
 
-    ``weights=False`` leaves out the weighing at Criteo's field sizes, which takes some seconds per method.
+    ``weights=False`` leaves out the weighing at the paper's field sizes, which takes some seconds in all.
     """
     book = Path(book) if book else paths.root() / "book"
     real, quick = real_rows(), quick_rows()
-    pages = {f"methods/{name}.md": _method_page(name, real, quick, weights) for name in _seen(names(), progress)}
+    family = families()
+    pages = {f"methods/{family[name]}/{name}.md": _method_page(name, real, quick, weights)
+             for name in _seen(in_order(names()), progress)}
+    pages |= {f"methods/{kind}.md": _family_page(kind) for kind in FAMILIES}
+    later = "This part is written with `weights=True`.\n"
+    pages |= {"generated/taxonomy.md": taxonomy.fragment() if weights else later,
+              "generated/identities.md": identities.fragment() if weights else later}
     pages |= {"generated/methods.md": _methods_table(), "generated/deviations.md": _deviations(),
               "generated/first.md": _first_result(real, quick),
               "generated/real.md": _real(real, yardstick_rows(), ablation_rows()),
-              "generated/speed.md": _speed(_published("benchmarks.csv")),
+              "generated/speed.md": speed.fragment(_published("benchmarks.csv")),
               "generated/data.md": _data(),
               "generated/stamp.md": raw(stamp())}
     for folder in ("methods", "generated"):
-        (book / folder).mkdir(parents=True, exist_ok=True)
-        for old in (book / folder).glob("*.md"):              # a method that is gone leaves no page behind
-            if f"{folder}/{old.name}" not in pages:
+        for old in (book / folder).rglob("*.md"):             # a method that is gone leaves no page behind
+            if str(old.relative_to(book)) not in pages:
                 old.unlink()
     written = []
     for name, text in pages.items():
         path = book / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:     # unchanged pages are not built again
             path.write_text(text, encoding="utf-8")
         written.append(path)
@@ -97,11 +109,6 @@ def _seen(items, progress: bool):
         yield item
 
 
-def raw(shown) -> str:
-    """Anything that shows itself as HTML, as a block of a MyST page."""
-    return f"````{{raw}} html\n{shown._repr_html_()}\n````\n"
-
-
 # -- a page per method ----------------------------------------------------------------------------------------------
 
 def _method_page(name: str, real: pd.DataFrame, quick: pd.DataFrame, weights: bool) -> str:
@@ -111,33 +118,35 @@ def _method_page(name: str, real: pd.DataFrame, quick: pd.DataFrame, weights: bo
     if stages := _stages(name):
         parts += ["## How it trains", raw(figures.timeline(stages))]
     if weights:
-        parts += ["## What it weighs", _weights(name)]
+        drawn = drawings.storage(name, shipped(name), sum(sizes_of("criteo")))
+        parts += ["## What is stored", raw(drawn), "## What it weighs", _weights(name)]
     parts += ["## What it achieved", _achieved(name, real, quick), "## Source", _source(name)]
     return "\n\n".join(p.strip() for p in parts if p) + "\n"
 
 
 def _facts(name: str, entry: pd.Series) -> str:
     options = ", ".join(f"`{k}={v!r}`" for k, v in entry["options"].items()) or "none"
-    lines = [("name", f"`{name}`"), ("family", entry["family"]), ("paper", paper_link(entry["paper"])),
+    family = f"[{entry['family']}](../{entry['family']}.md)"
+    lines = [("name", f"`{name}`"), ("family", f"{family}, {entry['group']}" if entry["group"] else family),
+             ("paper", paper_link(entry["paper"])),
+             ("numbers stored", taxonomy.math(entry["space"])), ("look-up of one id", taxonomy.math(entry["time"])),
              ("sizes by", f"`{entry['knob']}`" if entry["knob"] else "nothing: its size is fixed"),
              ("allocates by", entry["aware"] if entry["aware"] != "none" else "nothing: all ids alike"),
              ("needs counts", "yes" if entry["needs_counts"] else "no"), ("options", options)]
-    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {str(v).replace('|', chr(92) + '|')} |" for k, v in lines)])
-
-
-def paper_link(text: str) -> str:
-    """``arXiv 2108.02191`` as a link; other texts as they are."""
-    return re.sub(r"arXiv[ :](\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+    lines = [(k, str(v).replace("|", "\\|")) for k, v in lines if v]
+    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in lines)])
 
 
 def markdown(text: str) -> str:
     """A docstring's body as Markdown: roles become code, a trailing ``::`` opens an indented block, arXiv ids link.
 
-    A number stays with its ``%``, also because MyST takes a line that begins with one for a comment.
+    An equation in double dollars stands in a block of its own, as MyST wants it. A number stays with its ``%``, also
+    because MyST takes a line that begins with one for a comment.
     """
     text = re.sub(r"(\d)\s+%", "\\1\N{NO-BREAK SPACE}%", text)
     text = re.sub(r":[a-z:]+:`~?([^`]+)`", r"``\1``", text)
     text = re.sub(r"::[ \t]*$", ":", text, flags=re.M)
+    text = re.sub(r"\s*\$\$\s*(.+?)\s*\$\$\s*", r"\n\n$$\n\1\n$$\n\n", text, flags=re.S)
     return paper_link(text).strip()
 
 
@@ -155,15 +164,20 @@ def _stages(name: str):
 
 
 def _weights(name: str) -> str:
-    sizes = list(FIELDS["criteo"][1])
+    sizes = sizes_of("criteo")
     paper = tables.paper_table5()
     paper = paper[(paper["dataset"] == "criteo") & (paper["method"] == tables.PAPER_NAMES.get(name))]
     theirs = paper.set_index("budget_pct")
+    beside = {budget: 100 * budget for budget in BUDGETS}             # our budget -> the paper's column
+    if known := identities.IDENTITIES.get(name):
+        moved = {budget: pct for pct, budget in known.budgets.items()}
+        beside = {b: pct for b, pct in beside.items() if pct not in known.budgets} | moved
+        beside |= {pct / 100: pct for pct in theirs.index if pct not in (*beside.values(), 100)}
     lines = []
-    for budget in BUDGETS if registry().loc[name, "knob"] else (None,):
-        found = weigh(name, sizes, DIM, budget)
-        other = theirs.loc[100 * budget] if budget and 100 * budget in theirs.index else None
-        line = {"Budget": "100 %" if budget is None else f"{100 * budget:g} %",
+    for budget in sorted(beside, reverse=True) if registry().loc[name, "knob"] else (None,):
+        found = weighed(name, "criteo", budget)
+        other = theirs.loc[beside[budget]] if budget and beside[budget] in theirs.index else None
+        line = {"Budget": "100 %" if budget is None else f"{100 * budget:.4g} %",
                 registry().loc[name, "knob"] or "size": "fixed" if found["knob"] is None and found["reachable"] else
                 "" if found["knob"] is None else f"{found['knob']:,}" if isinstance(found["knob"], int) else
                 str(found["knob"]),
@@ -183,7 +197,7 @@ def _weights(name: str) -> str:
 
 def _achieved(name: str, real: pd.DataFrame, quick: pd.DataFrame) -> str:
     parts = []
-    for rows, page in ((real, "../real.md"), (quick, "../notebooks/dlrm.ipynb")):
+    for rows, page in ((real, "../../real.md"), (quick, "../../notebooks/dlrm.ipynb")):
         own = rows[rows["method"] == name] if len(rows) else rows
         if not len(own) or not own["status"].eq("ok").any():
             continue
@@ -202,24 +216,38 @@ def _source(name: str) -> str:
     path = paths.PACKAGE / "methods" / f"{name}.py"
     first = ast.parse(path.read_text(encoding="utf-8")).body[1].lineno          # behind the docstring, shown above
     return (f"`ecstudy/methods/{name}.py`, from its first import on:\n\n"
-            f"```{{literalinclude}} ../../ecstudy/methods/{name}.py\n:language: python\n:lines: {first}-\n```")
+            f"```{{literalinclude}} ../../../ecstudy/methods/{name}.py\n:language: python\n:lines: {first}-\n```")
 
 
 # -- fragments ------------------------------------------------------------------------------------------------------
 
-def _methods_table() -> str:
-    lines = ["| Method | Family | In one line | Sizes by | Paper |", "|---|---|---|---|---|"]
-    for name, entry in registry().iterrows():
+def _family_page(family: str) -> str:
+    head, text = ABOUT[family]
+    return f"# {head}\n\n{text}\n\n{_methods_list(family, f'{family}/')}"
+
+
+def _methods_list(family: str, folder: str) -> str:
+    lines = ["| Method | Kind | In one line | Sizes by | Paper |", "|---|---|---|---|---|"]
+    entries = registry()
+    for name in in_order(entries.index[entries["family"] == family]):
+        entry = entries.loc[name]
         knob = f"`{entry['knob']}`" if entry["knob"] else "fixed"
         summary = entry["summary"].replace("|", "\\|")
-        lines.append(f"| [{title(name)}](methods/{name}.md) | {entry['family']} | {summary} | {knob} | "
+        lines.append(f"| [{title(name)}]({folder}{name}.md) | {entry['group']} | {summary} | {knob} | "
                      f"{paper_link(entry['paper'])} |")
     return "\n".join(lines) + "\n"
 
 
+def _methods_table() -> str:
+    return "\n".join(f"## {ABOUT[family][0]}\n\n{ABOUT[family][1]}\n\n{_methods_list(family, f'methods/{family}/')}"
+                     for family in FAMILIES)
+
+
 def _deviations() -> str:
     """Each method's own list, from its docstring, so that it stands in one place."""
-    parts = [f"### {title(name)}\n\n{text}" for name in names() if (text := section(name, "Deviations"))]
+    family = families()
+    parts = [f"### {title(name)}\n\n{text}\n\n[The method's page](methods/{family[name]}/{name}.md)"
+             for name in in_order(names()) if (text := section(name, "Deviations"))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -315,29 +343,6 @@ def _reading(real: pd.DataFrame, ablation: pd.DataFrame) -> list[str]:
                       f"{whole['auc'].mean():.4f} (mean of {len(whole)} seeds; Full has {full:.4f}). Its second stage "
                       "trains on for half an epoch past the best state of the first, which on so few rows overfits.")
     return ["## Reading it", "\n".join(f"- {point}" for point in points)] if points else []
-
-
-def _speed(rows: pd.DataFrame) -> str:
-    """Benchmarks at Criteo's true size (``benchmarks/``), as published."""
-    if not len(rows):
-        return "No benchmark rows are published.\n"
-    parts = []
-    for kind, keep, text in (
-        ("step", ["method", "batch", "device", "threads", "head_ms", "step_ms", "ratio"],
-         "A whole training step (forward, backward, row-sparse Adam) beside the same head without any embedding work."),
-        ("lookup", ["method", "budget", "batch", "device", "threads", "ms", "full_ms", "ratio_full", "ratio_embedding",
-                    "solve_seconds"],
-         "A look-up of deployed vectors, as a multiple of Full's and of bare `F.embedding`, timed in turn in one "
-         "process; and the seconds the solver takes for that budget."),
-    ):
-        part = rows[rows["benchmark"] == kind]
-        if len(part):
-            shown = part[[c for c in keep if c in part]].map(lambda v: f"{v:.3g}" if isinstance(v, float) else v)
-            shown = shown.rename(columns=dict(
-                head_ms="head, ms", step_ms="step, ms", ratio="step ÷ head", ms="look-up, ms", full_ms="Full, ms",
-                ratio_full="÷ Full", ratio_embedding="÷ F.embedding", solve_seconds="solver, s"))
-            parts += [text, raw(Html(f'<div class="ec-scroll">{frame_html(shown, index=False)}</div>'))]
-    return "\n\n".join(parts) + "\n"
 
 
 def _real(real: pd.DataFrame, yardsticks: pd.DataFrame, ablation: pd.DataFrame) -> str:

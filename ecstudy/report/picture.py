@@ -100,3 +100,8 @@ def svg_of(figure) -> str:
 def frame_html(frame: pd.DataFrame, *, index: bool = True, escape_text: bool = True) -> str:
     """A frame of strings as an HTML table in the study's style."""
     return frame.to_html(index=index, escape=escape_text, border=0, classes="ec-table", na_rep="")
+
+
+def raw(shown) -> str:
+    """Anything that shows itself as HTML, as a block of a MyST page."""
+    return f"````{{raw}} html\n{shown._repr_html_()}\n````\n"

@@ -7,17 +7,25 @@ from typing import NamedTuple
 from ..extras import need
 
 INK = "#737b85"                 # read on white and on near-black; becomes currentColor inside a page
-_HUES = {                       # a family is a range of hues, a method a shade of it; all read on white and near-black
-    "inter-feature": ["#2f7fd1", "#1ca3a8", "#6f78e8", "#4aa3df", "#8a63d2", "#3c8fa8", "#5b8def"],
-    "intra-feature": ["#d9772b", "#d6504b", "#b08600", "#cf5aa0", "#c0673f", "#e08a5b", "#b5577a"],
+_HUES = {                       # a family is a range of hues, a method a shade of it; read on white and on near-black
+    "inter-feature": ["#2f7fd1", "#148f94", "#8a63d2", "#64798c", "#b46bd6",
+                      "#3f8a6e", "#5b6ee0", "#1f8fb8", "#7f6aa8"],
+    "intra-feature": ["#d9772b", "#d6504b", "#a88000", "#cf5aa0", "#96705a",
+                      "#e0607e", "#b5577a", "#c46a1f", "#a8643c"],
     "baseline": ["#2a9d6c", "#7d9b2c", "#4f9a4f"],
 }
 _OTHER = ["#8c7a6b", "#a0826d", "#7a8c6b"]
-_MARKERS = ["o", "s", "D", "^", "v", "P", "X", "*"]
+_MARKERS = ["o", "s", "D", "^", "v", "P", "X", "*", "p"]
 _DASHES = ["-", (0, (5, 1.6)), (0, (1.5, 1.3)), (0, (4, 1.4, 1.2, 1.4))]
+FAMILIES = ("inter-feature", "intra-feature", "baseline")
+#: what a reader knows a method by, in the order of the paper's tables, which every figure and table keeps
 TITLES = {
-    "full": "Full", "hash_trick": "Hash", "compo": "CompoEmb", "robe": "ROBE", "int_quant": "INT8/16",
-    "deeplight": "DeepLight", "autosrh": "AutoSrh", "top_k": "Top-k", "small_dim": "Small dim",
+    "full": "Full",
+    "compo": "CompoEmb", "tt_rec": "TT-Rec", "dhe": "DHE", "robe": "ROBE", "dedup": "Dedup", "mgqe": "MGQE",
+    "adapt_emb": "AdaptEmb", "dpq": "DPQ", "hash_trick": "Hash",
+    "int_quant": "INT8/16", "alpt": "ALPT", "mde": "MDE", "auto_dim": "AutoDim", "opt_embed": "OptEmbed",
+    "deeplight": "DeepLight", "autosrh": "AutoSrh",
+    "top_k": "Top-k", "small_dim": "Small dim",
 }
 
 RC = {
@@ -45,24 +53,49 @@ def title(method: str) -> str:
     return TITLES.get(method, method)
 
 
+def in_order(methods, family: dict[str, str] | None = None) -> list[str]:
+    """``methods`` without repetition: Full, then by family in the paper's order, others behind in the order given.
+
+    ``family`` adds to the registered methods' families.
+    """
+    family = (family or {}) | families()
+    place = {method: i for i, method in enumerate(TITLES)}
+    found = list(dict.fromkeys(methods))
+
+    def key(method: str):
+        name = method.partition("|")[0].partition("(")[0]
+        kind = family.get(name) or family.get(method, "")
+        return (name != FULL, FAMILIES.index(kind) if kind in FAMILIES else len(FAMILIES),
+                place.get(name, len(place)), found.index(method))
+
+    return sorted(found, key=key)
+
+
+def families() -> dict[str, str]:
+    """``{method: family}`` of the registered methods."""
+    from ..registry import table
+
+    return table()["family"].to_dict()
+
+
 def looks(rows) -> dict[str, Look]:
     """``{method: Look}``: hue by family, shade, marker and dash by method, the same in every figure.
 
     The order of the registered methods decides, so a figure of two methods draws them as the figure of all does;
     methods that are not registered follow behind.
     """
-    from ..registry import table
-
-    family = table()["family"].to_dict()
+    known = families()
+    family = {method: known[method] for method in in_order(known)}
     for method, name in rows[["method", "family"]].drop_duplicates().itertuples(index=False):
         family.setdefault(method, name)
     seen: dict[str, int] = {}
     out = {FULL: Look(INK, "", "-", title(FULL))}
-    for i, (method, name) in enumerate((m, f) for m, f in family.items() if m != FULL):
+    for method, name in ((m, f) for m, f in family.items() if m != FULL):
         nth = seen[name] = seen.get(name, -1) + 1
         hues = _HUES.get(name, _OTHER)
-        out[method] = Look(hues[nth % len(hues)], _MARKERS[i % len(_MARKERS)], _DASHES[nth // 3 % len(_DASHES)],
-                           title(method))
+        shift = 3 * (FAMILIES.index(name) if name in FAMILIES else 1)    # families in one figure begin apart
+        out[method] = Look(hues[nth % len(hues)], _MARKERS[(nth + shift + nth // len(hues)) % len(_MARKERS)],
+                           _DASHES[nth // 3 % len(_DASHES)], title(method))
     return out
 
 

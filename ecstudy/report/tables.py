@@ -2,24 +2,30 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
 
 from .figures import _where
 from .picture import Table, frame_html
-from .style import FULL, title
+from .style import FULL, in_order, title
 from .summary import cells
 
 UNREACHABLE = "/"                                        # the paper's mark for a budget a method cannot reach
 PAPER_NAMES = {"full": "Full", "compo": "CompoEmb", "robe": "ROBE", "int_quant": "INT8/16", "deeplight": "DeepLight",
                "autosrh": "AutoSrh", "tt_rec": "TT-Rec", "dhe": "DHE", "dedup": "Dedup", "mgqe": "MGQE",
-               "adapt_emb": "AdaptEmb", "alpt": "ALPT", "mde": "MDE", "autodim": "AutoDim", "opt_embed": "OptEmbed"}
+               "adapt_emb": "AdaptEmb", "alpt": "ALPT", "mde": "MDE", "auto_dim": "AutoDim", "opt_embed": "OptEmbed"}
 
 
 def paper_table5() -> pd.DataFrame:
     """Table 5 of arXiv 2311.15578 as data: AUC, memory, time and latency by method, data set and budget (DLRM)."""
     return pd.read_csv(Path(__file__).with_name("paper_table5.csv"), comment="#")
+
+
+def paper_link(text: str) -> str:
+    """``arXiv 2108.02191`` as a link; other texts as they are."""
+    return re.sub(r"arXiv[ :](\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
 def _plus_minus(mean: float, half: float, digits: int = 4, sign: str = "") -> str:
@@ -43,12 +49,26 @@ def _number(value: float, unit: str = "") -> str:
     return "" if math.isnan(value) else f"{value:.3g}{unit}" if value < 1000 else f"{value:,.0f}{unit}"
 
 
-def _method_order(table: pd.DataFrame) -> list[str]:
-    from ..registry import names
+def by_family(html: str, family: list[str]) -> str:
+    """``html`` of a table with a line above the first row of each family; ``family`` has one entry per row."""
+    head, *rows = html.split("<tbody>")[0], *re.findall(r"<tr>.*?</tr>", html.split("<tbody>")[1], flags=re.S)
+    columns, out = head.count("<th"), []
+    columns -= head.count("<thead")
+    for row, kind, before in zip(rows, family, [FULL, *family]):
+        if kind != before and kind:
+            out.append(f'<tr class="ec-family"><th colspan="{columns}">{kind}</th></tr>')
+        out.append(row)
+    return head + "<tbody>\n" + "\n".join(out) + "\n</tbody>\n</table>"
 
-    known = [m for m in names() if m in set(table["method"])]
-    rest = [m for m in dict.fromkeys(table["method"]) if m not in known]
-    return sorted([*known, *rest], key=lambda m: m != FULL)
+
+def _families(table: pd.DataFrame) -> dict[str, str]:
+    return dict(table[["method", "family"]].itertuples(index=False))
+
+
+def _headings(table: pd.DataFrame, methods) -> list[str]:
+    """The family of each of ``methods`` as a heading; Full stands before all."""
+    family = _families(table)
+    return [FULL if m == FULL else {"baseline": "baselines"}.get(family[m], family[m]) for m in methods]
 
 
 def table5(rows: pd.DataFrame, *, command: str = "") -> Table:
@@ -62,7 +82,7 @@ def table5(rows: pd.DataFrame, *, command: str = "") -> Table:
     :func:`~ecstudy.report.summary.cells`.
     """
     table = cells(rows)
-    order = _method_order(table)
+    order = in_order(table["method"], _families(table))
     budgets = sorted((b for m, b in zip(table["method"], table["budget"]) if m != FULL), reverse=True)
     budgets = [b for b in dict.fromkeys(budgets) if not math.isnan(b)]
     by_cell = {(c["method"], c["budget"]): c for c in table.to_dict("records")}
@@ -81,6 +101,7 @@ def table5(rows: pd.DataFrame, *, command: str = "") -> Table:
                  + _times(own["latency_ratio"], method)]
         lines.append(line)
     html = frame_html(pd.DataFrame(lines, columns=head), index=False, escape_text=False)
+    html = by_family(html, _headings(table, order))
     seeds = int(table["seeds"].max()) if len(table) else 0
     caption = (f"{_where(rows)}. AUC: mean over {seeds} seed{'s' * (seeds != 1)}"
                + ", superscript: rank at that budget; below: " + ("± half the 95 % t-interval, " if seeds > 1 else "")
@@ -145,21 +166,24 @@ def beside_paper(rows: pd.DataFrame, *, paper_dataset: str = "criteo", command: 
     columns = ["method", "budget", "status", "gap", "gap_half", "paper_gap", "training_pct", "paper_training_pct",
                "time_ratio", "paper_time_ratio", "latency_ratio", "paper_latency_ratio", "paper_reached"]
     frame = pd.DataFrame(lines, columns=columns)
-    order = {m: i for i, m in enumerate(_method_order(table))}
+    order = {m: i for i, m in enumerate(in_order(table["method"], _families(table)))}
     frame = frame.sort_values(["method", "budget"], key=lambda c: c.map(order) if c.name == "method" else -c,
                               ignore_index=True)
+    repeated = frame["method"].eq(frame["method"].shift()).tolist()
     shown = pd.DataFrame([{
-        "Method": title(r["method"]), "Budget": f"{100 * r['budget']:g} %",
+        "Method": "" if again else title(r["method"]), "Budget": f"{100 * r['budget']:g} %",
         "AUC − Full": _plus_minus(r["gap"], r["gap_half"], sign="+") if r["status"] == "ok" else
         UNREACHABLE if r["status"] == "unreachable" else r["status"],
         "paper": _plus_minus(r["paper_gap"], math.nan, sign="+") if r["paper_reached"] else UNREACHABLE,
         "Training memory": _number(r["training_pct"], " %"), "paper ": _number(r["paper_training_pct"], " %"),
         "Time ÷ Full": _number(r["time_ratio"], "×"), "paper  ": _number(r["paper_time_ratio"], "×"),
         "Latency ÷ Full": _number(r["latency_ratio"], "×"), "paper   ": _number(r["paper_latency_ratio"], "×"),
-    } for r in frame.to_dict("records")])
+    } for r, again in zip(frame.to_dict("records"), repeated)])
+    html = frame_html(shown, index=False)
+    html = by_family(html, _headings(table, frame["method"])) if len(frame) else html
     caption = (f"{_where(rows)}, beside Table 5 of arXiv 2311.15578 ({paper_dataset.capitalize()}, DLRM, one seed). "
                "Gaps to Full are paired by seed, ± half the 95 % t-interval.")
-    return Table(frame, frame_html(shown, index=False), caption, rows, command)
+    return Table(frame, html, caption, rows, command)
 
 
 def ran(rows: pd.DataFrame) -> Table:
@@ -173,7 +197,7 @@ def ran(rows: pd.DataFrame) -> Table:
         "unreachable": grouped["status"].agg(lambda s: int((s == "unreachable").sum())),
         "diverged or failed": grouped["status"].agg(lambda s: int(s.isin(["diverged", "failed"]).sum())),
         "seeds": grouped["seed"].nunique(), "seconds": grouped["seconds"].sum(),
-    }).reindex(_method_order(rows))
+    }).reindex(in_order(rows["method"]))
     shown = frame.assign(seconds=frame["seconds"].map(duration)).rename(columns={"seconds": "training time, all runs"})
     shown.index = pd.Index([title(m) for m in shown.index], name="Method")
     return Table(frame, frame_html(shown.reset_index(), index=False), "Runs behind this page.", rows)
@@ -184,7 +208,7 @@ def cell_list(rows: pd.DataFrame, method: str) -> Table:
     frame = cells(rows)
     frame = frame[frame["method"] == method].reset_index(drop=True)
     if not len(frame):
-        raise ValueError(f"no rows of {method!r}; there are {', '.join(_method_order(cells(rows)))}")
+        raise ValueError(f"no rows of {method!r}; there are {', '.join(in_order(cells(rows).method))}")
     shown = pd.DataFrame([{
         "Budget": "fixed" if math.isnan(c["budget"]) else f"{100 * c['budget']:g} %",
         "AUC": _plus_minus(c["auc"], c["auc_half"]) if c["status"] == "ok" else

@@ -103,7 +103,7 @@ class Run:
         else:
             loss.backward()
             self.optimizers.step()
-        self.steps += 1
+        self.steps += not step.again                 # a second look at a batch belongs to the same step
 
     def fit(self, stage: str, *, ready: Callable[[], bool] | None = None, fresh: bool = True,
             carry: bool = False, shared: str | None = None) -> Iterator[Step]:

@@ -1,0 +1,190 @@
+r"""Rows of their own for the most frequent ids of every field, a few shared rows for the others.
+
+**Idea** (adaptive embedding; benchmarked in arXiv 2311.15578, after the dynamic embeddings of recommender frameworks).
+Frequent ids have data enough to learn a row each; rare ids have not, and lose little by sharing. With the set $E_f$ of
+exclusive ids of field $f$ and $s_f$ shared rows,
+
+$$ e(i) = P_f[\,\mathrm{rank}_{E_f}(i)\,] \; \text{if } i \in E_f, \qquad
+   e(i) = Q_f[\,\mathrm{rank}_{\bar E_f}(i) \bmod s_f\,] \; \text{otherwise,} $$
+
+where $\mathrm{rank}$ counts the ids of the same kind that stand before $i$ in the field.
+
+**Stored** one table with the $\sum_f |E_f|$ exclusive rows in the order of their ids, then the shared rows; and the
+map that singles out the exclusive ids, in the lighter of two forms: one bit per id with running counts, or the sorted
+ids. **Size** by `rows`, the rows of the largest field; every field keeps $m_f = \lceil n_f \cdot rows / n_{max} \rceil$
+of its rows, of which $\min(top \cdot n_f, m_f / 2)$ are exclusive. With `top=0.1` the exclusive share of all ids is 10,
+5, 0.5 and 0.05 % at budgets of 50, 10, 1 and 0.1 %, as in the paper. A field with $m_f = n_f$ is whole.
+
+**Training** one stage, in place: three times the table, and the map (the paper's 32-bit map of every id makes 154.4,
+35.3, 9.2 and 6.5 % of full; a bit per id is a thirty-second of it).
+
+`dynamic=True` is the form that the paper's text describes and needs no frequencies in advance. All ids begin on shared
+rows and are counted while training. An id seen `threshold` times asks, at each further step that holds it, for the
+exclusive row under its field's hand (as in the CLOCK rule of caches), and the hand moves on: a free row is given, a
+row whose owner was seen less than half as often changes hands. The new owner begins with a copy of its shared row and
+fresh moments; the loser goes back to its shared row. Counts and places (8 bytes an id) exist in training only; what
+ships has the same shapes.
+
+**Deviations** The published code is the static form, with the ids over a per-field count threshold exclusive, so that
+ties enlarge the set and can make a budget fail; here exactly so many are, ties going to the lower id, and the map
+counts towards the budget. It looks up both tables and adds; here one gather serves exclusive and shared rows of all
+fields. In the dynamic form an id shares row `i mod s_f`, because ranks would change while training; exclusive rows that
+nobody asked for go to the most frequent others when deployed. The `threshold` of 10 is ours.
+"""
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..fields import derived
+from ..maps import marked_ids
+from ..method import Method, require_counts
+from ..tables import FloatTable, as_rows, take
+
+BLOCK = 1 << 18
+
+
+def starts(lengths) -> list[int]:
+    return [sum(lengths[:f]) for f in range(len(lengths))]
+
+
+class AdaptEmb(Method):
+    knob = "rows"
+    family = "inter-feature"
+    aware = "frequency"
+    paper = "arXiv 2311.15578"
+    group = "frequency split"
+    space = r"\sum_f m_f d + n/32"
+    time = r"O(d)"
+    needs_counts = True
+
+    def __init__(self, fields, dim, rows=None, counts=None, top=0.1, dynamic=False, threshold=10):
+        super().__init__(fields, dim)
+        self.rows = fields.largest if rows is None else rows
+        if not 1 <= self.rows <= fields.largest:
+            raise ValueError(f"rows={rows}: expected 1 to {fields.largest}, the rows of the largest field")
+        if not 0 <= top <= 1:
+            raise ValueError(f"top={top}: expected the exclusive share of the ids, from 0 to 1")
+        if threshold < 1:
+            raise ValueError(f"threshold={threshold}: expected at least 1 occurrence before an id gets its own row")
+        self.dynamic, self.threshold = bool(dynamic), threshold
+        kept = [-(-size * self.rows // fields.largest) for size in fields.sizes]
+        self.own = [0 if m == n else min(round(top * n), m // 2) for m, n in zip(kept, fields.sizes)]
+        shared = [m - e for m, e in zip(kept, self.own)]
+        self.exclusive = sum(self.own)
+        derived(self, "modulus", shared)
+        derived(self, "before", starts(self.own))
+        derived(self, "shared_start", [self.exclusive + s for s in starts(shared)])
+        self.table = FloatTable(sum(kept), dim, fields.bound())
+        if self.dynamic:
+            self.map, self.batch = None, None
+            self.aux = nn.Module()
+            self.aux.register_buffer("count", torch.zeros(fields.n, dtype=torch.int32))
+            self.aux.register_buffer("place", torch.full((fields.n,), -1, dtype=torch.int32))
+            self.aux.register_buffer("owner", torch.full((self.exclusive,), -1, dtype=torch.int64))
+            self.aux.register_buffer("hand", torch.zeros(len(fields), dtype=torch.int64))
+            derived(self, "slots", self.own)
+            return
+        self.map = marked_ids(fields.n, self.exclusive)
+        if (counts := require_counts(counts, fields, self.table.weight.device)) is not None:
+            self.map.fill(self.most_frequent(counts))
+
+    @classmethod
+    def sizes(cls, fields, dim, **options):
+        return range(1, fields.largest + 1)
+
+    def most_frequent(self, counts) -> torch.Tensor:
+        """The exclusive ids, sorted: the most frequent ones of every field, ties to the lower id."""
+        parts = [torch.sort(part, descending=True, stable=True).indices[:own].sort().values + first
+                 for part, own, first in zip(counts.split(self.fields.sizes), self.own, starts(self.fields.sizes))]
+        return torch.cat(parts)
+
+    def encode(self, ids):
+        flat = self.fields.flat(ids)
+        if self.map is None:
+            if self.training and torch.is_grad_enabled():
+                self.batch = flat                    # what :meth:`promote` counts after the step
+            place = take(self.aux.place, flat).long()
+            return torch.where(place < 0, ids % self.modulus + self.shared_start, place)
+        place, marked = self.map.locate(flat)
+        rare = ids if self.dynamic else ids - (place - self.before)          # rank among the field's rare ids
+        return torch.where(marked, place, rare % self.modulus + self.shared_start)
+
+    def lookup(self, codes):
+        return self.table.gather(codes)
+
+    def schedule(self, run):
+        for step in run.fit("train"):
+            yield step
+            if self.dynamic:
+                self.promote(run.optimizers)
+
+    @torch.no_grad()
+    def promote(self, optimizers=None) -> None:
+        """Count the ids of the last batch and let the frequent ones ask for rows; call it after each update."""
+        if self.batch is None:                       # rehearsed schedules make no batch
+            return
+        aux, (ids, seen) = self.aux, torch.unique(self.batch, return_counts=True)
+        self.batch = None
+        count = take(aux.count, ids) + seen.int()
+        aux.count.index_copy_(0, ids, count)
+        field = torch.bucketize(ids, self.fields.offset, right=True) - 1
+        asks = (count >= self.threshold) & (take(aux.place, ids) < 0) & (take(self.slots, field) > 0)
+        ids, count, field = ids[asks], count[asks], field[asks]
+        if not len(ids):
+            return
+        # the k-th asking id of a field, by frequency, asks for the k-th row after the hand; no row is asked for twice
+        order = torch.sort(count, descending=True, stable=True).indices
+        order = order[torch.sort(field[order], stable=True).indices]
+        ids, count, field = ids[order], count[order], field[order]
+        asking = torch.bincount(field, minlength=len(self.own))
+        turn = torch.arange(len(ids), device=ids.device) - take(asking.cumsum(0) - asking, field)
+        row = take(self.before, field) + (take(aux.hand, field) + turn) % take(self.slots, field)
+        aux.hand.copy_((aux.hand + torch.minimum(asking, self.slots)) % self.slots.clamp(min=1))
+        owner = take(aux.owner, row)
+        rival = torch.where(owner < 0, 0, take(aux.count, owner.clamp(min=0)))
+        wins = (turn < take(self.slots, field)) & (count > 2 * rival)
+        ids, field, row, owner = ids[wins], field[wins], row[wins], owner[wins]
+        local = ids - take(self.fields.offset, field)
+        self.table.write(row, self.table.read(local % take(self.modulus, field) + take(self.shared_start, field)))
+        aux.place[owner[owner >= 0]] = -1
+        aux.place.index_copy_(0, ids, row.int())
+        aux.owner.index_copy_(0, row, ids)
+        for moments in optimizers.rows.moments if optimizers else ():
+            for moment in moments or ():
+                moment.index_fill_(0, row, 0)
+
+    def fit(self, rows):
+        if self.dynamic:
+            raise TypeError("adapt_emb(dynamic=True) learns by training, not from a matrix; leave dynamic out")
+        # exclusive rows are copied; the mean of the others is their least-squares representative
+        weight = self.table.weight.detach().zero_()
+        count = weight.new_zeros(len(weight), 1)
+        for start in range(0, self.fields.n, BLOCK):
+            part = as_rows(rows, start, BLOCK).to(weight.device)
+            flat = torch.arange(start, start + len(part), device=weight.device)
+            field = torch.bucketize(flat, self.fields.offset, right=True) - 1
+            place, marked = self.map.locate(flat)
+            rare = flat - take(self.fields.offset, field) - (place - take(self.before, field))
+            row = torch.where(marked, place, rare % take(self.modulus, field) + take(self.shared_start, field))
+            weight.index_add_(0, row, part)
+            count.index_add_(0, row, count.new_ones(len(part), 1))
+        weight /= count.clamp(min=1)
+
+    def deploy(self):
+        if self.map is None:
+            self.map = marked_ids(self.fields.n, self.exclusive).to(self.table.weight.device)
+            if not self.table.weight.is_meta:
+                self._settle()
+        return super().deploy()
+
+    def _settle(self) -> None:
+        """Exclusive rows in the order of their ids; rows without an owner go to the most frequent others."""
+        aux, weight = self.aux, self.table.weight.detach()
+        # owners come before all others, and among each the more frequent first
+        ids = self.most_frequent(aux.count.long() + (aux.place >= 0) * (1 << 40))
+        field = torch.bucketize(ids, self.fields.offset, right=True) - 1
+        shared = (ids - take(self.fields.offset, field)) % take(self.modulus, field) + take(self.shared_start, field)
+        place = take(aux.place, ids).long()
+        weight[:self.exclusive] = take(weight, torch.where(place < 0, shared, place))
+        self.map.fill(ids)

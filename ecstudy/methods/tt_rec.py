@@ -1,0 +1,190 @@
+r"""A table is never stored: an id's embedding is the product of three small tensors chosen by the digits of the id.
+
+**Idea** (tensor train, TT-Rec; Yin et al., MLSys 2021, arXiv 2101.11714). A field of $n \le abc$ ids is a grid, and an
+id has three digits, $i_0 = i \bmod c$, $i_1 = \lfloor i / c \rfloor \bmod b$ and $i_2 = \lfloor i / bc \rfloor$. The
+dimension is split likewise, $D = d_0 d_1 d_2$. The element $(j_0, j_1, j_2)$ of the embedding is
+$$e_{j_0 j_1 j_2} = G_0[i_0, j_0]\; G_1[i_1, j_1]\; G_2[i_2, j_2],$$
+a row of $R$ numbers times an $R \times R$ matrix times a column of $R$ numbers.
+
+**Stored** three cores, with the rows of all compressed fields end to end: $\sum c_f$ rows of $d_0 R$ numbers,
+$\sum b_f$ rows of $R d_1 R$ and $\sum a_f$ rows of $R d_2$; and the plain rows of all other fields. **Size** by
+``rank``, one $R$ for all fields: a field is compressed only where that is smaller than its rows, so fields leave
+compression as the rank grows.
+
+**Training** one stage, in place: three times what ships. A step computes each distinct id of a batch once. Ids with
+the same row of the middle core, by far the widest, share one product, and rows of that core are read in blocks that
+stay in the cache.
+
+**Deviations** Factors are the study's: $a = \lceil n^{1/3} \rceil$, $b = \lceil \sqrt{n / a} \rceil$,
+$c = \lceil n / ab \rceil$, but $a$ is then cut to the rows in use. Each core starts uniform with standard deviation
+$(\sigma / R)^{1/3}$: the product, a sum over $R^2$ paths, then has that of the full table, $\sigma$, at every rank. In
+the published code the normal distribution is cut *inside* two standard deviations and scaled by the number of rows
+alone (``init="paper"``), so embeddings start larger the larger the rank, at Criteo's sizes about 15,000 times as large
+as the full table's at the 50 % budget. Dimensions that are no power of two are split as evenly as they allow
+(768 is $8 \cdot 8 \cdot 12$). The authors' cache of frequent rows is left out, as in the study.
+"""
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from typing import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..fields import derived
+from ..method import Method
+from ..tables import FloatTable, take
+
+BLOCK = 1 << 19                      # numbers worked on at once, 2 MiB: they stay in the cache
+
+
+def grid(n: int) -> tuple[int, int, int]:
+    """Row factors (c, b, a) of a field of ``n`` ids: a * b * c >= n."""
+    a = max(1, round(n ** (1 / 3)) - 1)
+    while a ** 3 < n:
+        a += 1
+    b = math.isqrt(-(-n // a) - 1) + 1
+    c = -(-n // (a * b))
+    return c, b, -(-n // (b * c))
+
+
+def columns(dim: int) -> tuple[int, int, int]:
+    """The most even factors (d0 <= d1 <= d2) of the dimension."""
+    divisors = [d for d in range(1, dim + 1) if dim % d == 0]
+    triples = ((x, y, dim // (x * y)) for x in divisors for y in divisors if x <= y and dim // x % y == 0)
+    return min((t for t in triples if t[1] <= t[2]), key=sum)
+
+
+def cells(n: int, dim: int, rank: int) -> int:
+    """Numbers in the cores of one field."""
+    (c, b, a), (d0, d1, d2) = grid(n), columns(dim)
+    return (c * d0 + b * d1 * rank + a * d2) * rank
+
+
+class TtRec(Method):
+    knob = "rank"
+    family = "inter-feature"
+    paper = "arXiv 2101.11714"
+    group = "tensor decomposition"
+    space = r"\sum_f (c_f d_0 + b_f d_1 R + a_f d_2) R, \; a_f b_f c_f \ge n_f, \; d_0 d_1 d_2 = d"
+    time = r"O(d_0 d_1 R^2 + d R)"
+
+    def __init__(self, fields, dim, rank=None, init="matched"):
+        super().__init__(fields, dim)
+        self.rank = 32 if rank is None else rank
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"rank={rank!r}: expected an integer of at least 1")
+        if init not in ("matched", "paper"):
+            raise ValueError(f"init={init!r}: expected 'matched' or 'paper'")
+        deep = [f for f, n in enumerate(fields.sizes) if cells(n, dim, self.rank) < n * dim]
+        plain = [f for f in range(len(fields)) if f not in deep]
+        rows = np.array([fields.sizes[f] for f in plain], np.int64)
+        derived(self, "deep", deep)
+        derived(self, "plain", plain)
+        derived(self, "place", np.argsort(plain + deep))
+        derived(self, "first", np.cumsum(rows) - rows)
+        self.table = FloatTable(int(rows.sum()), dim, fields.bound()) if plain else None
+        self.cores = None
+        if deep:
+            factors = np.array([grid(fields.sizes[f]) for f in deep])
+            for i, (factor, start) in enumerate(zip(factors.T, (np.cumsum(factors, 0) - factors).T)):
+                derived(self, f"factor{i}", factor)
+                derived(self, f"start{i}", start)
+            self.columns = d0, d1, d2 = columns(dim)
+            self.bits = [int(number).bit_length() for number in factors.sum(0)]       # of a row's number in each core
+            # of three U(-s, s) summed over R^2 paths: R (s / sqrt 3)^3 = bound / sqrt 3
+            bound = math.sqrt(3) * (fields.bound() / math.sqrt(3) / self.rank) ** (1 / 3)
+            self.widths = d0 * self.rank, self.rank * d1 * self.rank, self.rank * d2
+            self.cores = torch.nn.ModuleList(FloatTable(int(number), width, bound)
+                                             for number, width in zip(factors.sum(0), self.widths))
+            if init == "paper":
+                self.published(factors)
+
+    @classmethod
+    def sizes(cls, fields, dim, **options):
+        # up to the rank at which no field is compressed
+        return range(1, 1 + max(bisect_left(range(math.isqrt(n * dim) + 1), n * dim, 1, key=lambda r: cells(n, dim, r))
+                                for n in fields.sizes))
+
+    def published(self, factors: np.ndarray) -> None:
+        """Normal numbers beyond two standard deviations, scaled by the row factors of each field."""
+        beyond = 0.5 * math.erfc(math.sqrt(2))                        # one tail of the normal distribution
+        for core, counts in zip(self.cores, factors.T):
+            if core.weight.is_meta:
+                continue
+            for part, product in zip(core.weight.detach().split(counts.tolist()), factors.prod(1).tolist()):
+                u = torch.rand(part.shape, dtype=torch.float64) * (2 * beyond) - beyond
+                z = torch.special.ndtri(u.abs()).abs() * u.sign()
+                part.copy_(z * math.sqrt(product / 3) ** (-1 / 3))
+
+    def encode(self, ids):
+        """Rows in the plain table [B, plain fields]; distinct ids, as one number each, and where they stand."""
+        row = ids.index_select(1, self.plain) + self.first
+        if self.cores is None:
+            return row, None, None
+        ids = ids.index_select(1, self.deep)
+        rest = ids // self.factor0
+        high = rest // self.factor1
+        row0, row1 = ids - rest * self.factor0 + self.start0, rest - high * self.factor1 + self.start1
+        key = (((row1 << self.bits[0]) + row0) << self.bits[2]) + high + self.start2
+        return row, *torch.unique(key, return_inverse=True)
+
+    def lookup(self, codes):
+        row, distinct, inverse = codes
+        parts = [self.table.gather(row)] if self.table else []
+        if self.cores:
+            blocks, index, slot = self.layout(distinct)
+            empty = torch.empty(0, self.dim, device=row.device)
+            x = torch.cat([empty, *(self.multiply(*block) for block in self.operands(blocks, index))])
+            parts.append(take(x, take(slot, inverse)))
+        return torch.cat(parts, 1).index_select(1, self.place)
+
+    def layout(self, distinct: Tensor, padded: bool = True):
+        """Distinct ids in groups that share a row of the middle core, groups of alike sizes one after the other.
+
+        Returns blocks as (groups, ids of each group), the rows of the cores, and the slot of each distinct id.
+        """
+        row1, count = torch.unique_consecutive(distinct >> (self.bits[0] + self.bits[2]), return_counts=True)
+        size = count
+        if padded:                                                    # to 1, 2, 3, 4, 6, 8, 12, 16, ...
+            power = torch.ones_like(count) << torch.frexp((count - 1).double()).exponent
+            size = torch.where(4 * count <= 3 * power, 3 * power // 4, power)
+        size, order = size.sort(stable=True)
+        begin = torch.empty_like(size).scatter_(0, order, size.cumsum(0) - size)
+        slot = torch.arange(len(distinct), device=size.device)
+        source = slot.new_zeros(int(size.sum()))                      # free slots repeat an id
+        shift = begin - (count.cumsum(0) - count)
+        slot = slot + torch.repeat_interleave(shift, count, output_size=len(slot))
+        key = take(distinct, source.scatter_(0, slot, torch.arange(len(slot), device=size.device)))
+        low = key & ((1 << (self.bits[0] + self.bits[2])) - 1)
+        index = low >> self.bits[2], take(row1, order), low & ((1 << self.bits[2]) - 1)
+        blocks, most = [], BLOCK if size.device.type == "cpu" else 64 * BLOCK
+        each = self.widths[0] * (1 + self.columns[1]) + self.widths[2] + self.dim          # of an id, in the products
+        for ids, groups in zip(*(x.tolist() for x in torch.unique_consecutive(size, return_counts=True))):
+            step = max(1, most // (self.widths[1] + ids * each))
+            blocks += [(min(step, groups - first), ids) for first in range(0, groups, step)]
+        return blocks, index, slot
+
+    def operands(self, blocks, index):
+        """Rows of the three cores for each block; gathered at once where gradients flow back."""
+        ids, groups = [groups * ids for groups, ids in blocks], [groups for groups, _ in blocks]
+        return zip(*(core.gather(rows).split(parts) if torch.is_grad_enabled() else map(core.gather, rows.split(parts))
+                     for core, rows, parts in zip(self.cores, index, (ids, groups, ids))))
+
+    def multiply(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        """Rows of the cores, x [ids, d0 R], w [groups, R d1 R], v [ids, R d2] -> [ids, D]."""
+        y = torch.bmm(x.view(len(w), -1, self.rank), w.view(len(w), self.rank, -1))
+        return torch.bmm(y.view(len(x), -1, self.rank), v.view(len(x), self.rank, -1)).view(-1, self.dim)
+
+    def products(self, ids: Tensor) -> Callable[[], None]:
+        """Only the matrix products that looking up ``ids [B, F]`` takes, without padding, to be timed."""
+        with torch.no_grad():
+            blocks, index, _ = self.layout(self.encode(ids)[1], padded=False)
+            work = list(self.operands(blocks, index))
+
+        def run():
+            for block in work:
+                self.multiply(*block)
+        return run

@@ -1,0 +1,90 @@
+"""Rows of small codes stored at their true width: ``parts`` codes of ``b`` bits take ``ceil(parts * b / 8)`` bytes.
+
+Rows stand in order and may be of two widths, the marked ones wide; :class:`Marks` says which, and how many stand
+before a row, so its first byte is known. Eight codes of ``b`` bits fill exactly ``b`` bytes: a row of either width is
+read as one unaligned 8-byte word per eight codes and taken apart by shifts.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .sparse import popcount
+from .tables import take
+
+WORD = 8                               # bytes read at once, and codes found in them
+RECORD = 5                             # int64 per 256 ids: four words of marks, and a running count for each of them
+
+
+class Marks(nn.Module):
+    """One bit per id and how many are set before it, in records of 320 bits per 256 ids: 1.25 bits per id.
+
+    A record ends with a header: marks before the record from bit 24 up, below it three bytes with the marks within
+    the record before its second, third and fourth word. What an id needs lies in at most two cache lines.
+    """
+
+    def __init__(self, n: int, device=None):
+        super().__init__()
+        self.register_buffer("records", torch.zeros(-(-n // 256) * RECORD, dtype=torch.int64, device=device))
+
+    def fill(self, ids: Tensor) -> None:
+        """Mark the sorted distinct ``ids [k]``."""
+        record = self.records.view(-1, RECORD)
+        # distinct bits of one word add up without carry, so addition is an or (bit 63 wraps to the sign)
+        self.records.index_add_(0, (ids >> 8) * RECORD + (ids >> 6 & 3), torch.ones_like(ids) << (ids & 63))
+        within = popcount(record[:, :4]).cumsum(1)
+        before = within[:, 3].cumsum(0) - within[:, 3]
+        record[:, 4] = before << 24 | (within[:, :3] << 8 * torch.arange(3, device=ids.device)).sum(1)
+
+    def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """How many marked ids stand before each of ``ids``, and whether it is marked itself (0 or 1)."""
+        first, word = (ids >> 8) * RECORD, ids >> 6 & 3
+        own, header = take(self.records, first + word), take(self.records, first + 4)
+        shifted = own >> (ids & 63)
+        own &= (torch.ones_like(ids) << (ids & 63)) - 1
+        return (header >> 24) + (header << 8 >> 8 * word & 255) + popcount(own), shifted & 1
+
+
+class PackedCodes(nn.Module):
+    """``rows`` rows of ``parts`` codes of ``bits`` bits, ``wide`` of them of ``wide_bits`` bits (1 to 8 each).
+
+    Where two widths are used, ``before [...]`` and ``marked [...]`` (0 or 1) of :meth:`Marks.locate` go with the rows.
+    """
+
+    def __init__(self, rows: int, parts: int, bits: int, wide: int = 0, wide_bits: int = 8, device=None):
+        super().__init__()
+        if not 1 <= bits <= wide_bits <= 8 or parts < 1:
+            raise ValueError(f"bits={bits}, wide_bits={wide_bits}, parts={parts}: expected 1 to 8 bits, the wide rows "
+                             "not narrower, and at least one part")
+        self.parts, self.bits, self.more = parts, bits, wide_bits - bits
+        self.width = -(-parts * bits // 8)                               # bytes of a row
+        self.extra = -(-parts * wide_bits // 8) - self.width             # and of a wide row besides
+        # the last word may reach past the last row
+        size = rows * self.width + wide * self.extra + WORD - 1
+        self.register_buffer("bytes", torch.zeros(size, dtype=torch.uint8, device=device))
+
+    def write(self, row: Tensor, codes: Tensor, before: Tensor | int = 0, wide: bool = False) -> None:
+        """Store ``codes [m, parts]`` in distinct rows ``row [m]``, all of them wide or none."""
+        bits, width = self.bits + wide * self.more, self.width + wide * self.extra
+        groups = -(-self.parts // WORD)
+        padded = codes.new_zeros(len(codes), groups * WORD, dtype=torch.int64)
+        padded[:, :self.parts] = codes
+        shift = bits * torch.arange(WORD, device=codes.device)
+        word = (padded.view(-1, groups, WORD) << shift).sum(-1, keepdim=True)        # disjoint bits: a sum is an or
+        content = word.view(torch.uint8)[..., :bits].reshape(len(codes), groups * bits)[:, :width]
+        start = row * self.width + before * self.extra
+        self.bytes[start[:, None] + torch.arange(width, device=row.device)] = content
+
+    def read(self, row: Tensor, before: Tensor | None = None, marked: Tensor | None = None) -> Tensor:
+        """Codes ``[..., parts]`` of rows ``row [...]``."""
+        start, bits = row * self.width, row.new_full((1,), self.bits)
+        if marked is not None:
+            start, bits = start.add_(before, alpha=self.extra), (self.bits + marked * self.more)[..., None]
+        if self.parts > WORD:                                            # one word for every eight codes
+            start = start[..., None] + bits * torch.arange(-(-self.parts // WORD), device=row.device)
+            bits = bits[..., None]
+        windows = self.bytes.as_strided((len(self.bytes) - WORD + 1, WORD), (1, 1))
+        word = take(windows, start).view(torch.int64)
+        codes = word >> bits * torch.arange(min(self.parts, WORD), device=row.device)
+        codes &= (torch.ones_like(bits) << bits) - 1
+        return codes if self.parts <= WORD else codes.flatten(-2)[..., :self.parts]
