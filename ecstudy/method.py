@@ -115,8 +115,11 @@ class Method(nn.Module):
         TypeError
             If the method has no best approximation of a given matrix and must be trained.
         """
+        from .registry import get, names
+
+        able = [name for name in names() if get(name).fit is not Method.fit]
         raise TypeError(f"{type(self).__module__.rsplit('.', 1)[-1]} learns by training, not from a matrix; "
-                        "methods that do: full|int8, int_quant, small_dim, top_k, hash_trick, deeplight")
+                        f"methods that do: full|int8, {', '.join(able)}")
 
     def deploy(self) -> Method:
         """Turn the module, in place, into what ships. Shapes depend on the knob alone (Rule 2).

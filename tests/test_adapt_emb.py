@@ -190,7 +190,7 @@ def test_deployment_of_the_dynamic_form_changes_no_bit(steps):
 
 
 def test_an_undeployed_dynamic_module_is_saved_with_its_counts(tmp_path):
-    emb, opt = trained_dynamic()
+    emb, _ = trained_dynamic()
     loaded = ec.load(ec.save(emb, tmp_path / "half")).train()
     assert torch.equal(loaded.eval()(every_id()), emb.eval()(every_id()))
     for module in (emb, loaded):
@@ -212,6 +212,22 @@ def test_evaluation_and_rehearsal_count_nothing():
     assert len(list(emb.schedule(FakeRun()))) == 4
 
 
+def test_promotion_makes_nothing_that_grows_with_the_table():
+    largest = []
+    for size in (5000, 50_000):
+        emb = ec.make("adapt_emb(dynamic=True, threshold=1)", [size, 700], 16, 0.5)
+        opt = Optimizers(emb)
+        for _ in range(2):                                                     # the first step makes the moments
+            emb(torch.stack([torch.arange(40) * 11, torch.arange(40)], 1)).sum().backward()
+            opt.step()
+            known = {t.untyped_storage().data_ptr() for t in [*emb.state_dict().values(), *opt.rows.moments[0]]}
+            with contract.Largest(known) as seen:
+                emb.promote(opt)
+        largest.append(seen.largest)
+        assert (emb.aux.place >= 0).sum() == 80
+    assert largest[0] == largest[1]
+
+
 def test_an_empty_batch_promotes_nobody():
     emb = ec.make(DYNAMIC, SIZES, 4, 0.5)
     assert emb(torch.zeros(0, 4, dtype=torch.int64)).shape == (0, 4, 4)
@@ -227,7 +243,7 @@ def test_the_dynamic_form_keeps_the_contract(name, tmp_path):
     if "ids" in wanted or name == "test_gradients_reach_every_weight":
         pytest.skip("the same for every option of a method, or of rows that are not yet given")
     for budget in [0.77, 0.1, 0.001] if "budget" in wanted else [None]:
-        given = dict(spec="adapt_emb(dynamic=True)", device="cpu", tmp_path=tmp_path, budget=budget)
+        given = {"spec": "adapt_emb(dynamic=True)", "device": "cpu", "tmp_path": tmp_path, "budget": budget}
         test(**{argument: given[argument] for argument in wanted})
 
 

@@ -79,6 +79,21 @@ def test_equal_ids_give_equal_vectors_and_rows_do_not_mix(spec):
         torch.testing.assert_close(emb(ids[row:row + 1])[0], together[row])
 
 
+@every_spec
+def test_a_field_of_ids_changes_its_own_column_alone(spec):
+    emb = make(spec).eval()
+    for _ in range(2):                                            # as trained, then as deployed
+        ids = all_ids()
+        before = emb(ids)
+        for field, size in enumerate(SIZES):
+            changed = ids.clone()
+            changed[:, field] = (ids[:, field] + 1) % size
+            moved = (emb(changed) - before).abs().amax((0, 2)) > 1e-5 * before.abs().max()
+            alike = spec.startswith("top_k") and not moved[field]         # no id of the field has a row of its own
+            assert moved.tolist() == [f == field and not alike for f in range(4)]
+        emb.deploy()
+
+
 @every_device
 @every_spec
 def test_gradients_reach_every_weight(spec, device):

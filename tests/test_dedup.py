@@ -142,7 +142,7 @@ def test_bad_options_are_named(options, text):
 
 
 def test_a_matrix_is_compressed_without_training():
-    table, group = repeated(30, 10, 1, 0.01)
+    table, _ = repeated(30, 10, 1, 0.01)
     emb = ec.compress(table.numpy(), "dedup", 0.2)
     assert torch.dist(emb(torch.arange(300)), table) < 0.02 * table.norm()
     assert len(emb.table.weight) == emb.kept < 60

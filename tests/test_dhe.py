@@ -8,6 +8,7 @@ import pytest
 import torch
 from planted import margin, write, zipf_ids
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ecstudy as ec
 from ecstudy.budget import build, full_bytes, solve
@@ -304,3 +305,20 @@ def test_dhe_pays_where_ids_must_not_be_confused(size, exponent, spec, budget, d
     ids = np.stack([zipf_ids(rng, size, 30_000, exponent), rng.integers(0, 10, 30_000)], 1)
     data = write(tmp_path / "data", [size, 10], ids, 3.0 * rng.choice([-1, 1], size)[ids[:, 0]])
     assert margin(spec, data, budget, dim) > least
+
+
+def test_the_products_to_be_timed_are_those_of_the_lookup():
+    """As many multiplications as the distinct ids need, no padding."""
+    emb, ids = small().deploy(), batch()
+    seen = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.mm.default:
+                seen.append(args[0].shape[0] * args[0].shape[1] * args[1].shape[1])
+            return function(*args, **(kwargs or {}))
+
+    with Count():
+        emb.products(ids)()
+    distinct = sum(len(torch.unique(ids[:, field])) for field in (0, 2, 4))
+    assert len(seen) == 18 and sum(seen) == distinct * (64 * 5 + 4 * 5 * 5 + 5 * 4)

@@ -55,6 +55,7 @@ class Few(Run):
     """Three steps per stage, no evaluation; stages that begin by working on the whole table are not entered."""
 
     LATER = ("fine-tune", "retrain", "prune", "evolution")
+    ENDS = ("search", "supernet")                    # what follows them builds a new table, or judges it many times
 
     def fit(self, stage, *, fresh=True, **_):
         if stage in self.LATER:
@@ -64,6 +65,8 @@ class Few(Run):
         self.emb.train(), self.head.train()
         for _ in range(3):
             yield Step(stage=stage)
+        if stage in self.ENDS:
+            raise StopIteration
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ TRAITS = {
     "dhe": dict(budget=1.0, options="(hashes=64)", single="(hashes=64)", exact=False, same_knob=True,
                 step_sizes=(5000, 5000),                      # as many networks with tenfold rows
                 full_size_budget=0.001, step_mib=128),        # an id of the batch becomes 1,024 numbers
-    "tt_rec": dict(budget=0.2, same_knob=True, full_size_budget=0.01, step_mib=32),     # rows of the middle core: 17 KB each
+    "tt_rec": dict(budget=0.2, same_knob=True, full_size_budget=0.01, step_mib=32),      # 17 KB rows in the middle
     "mgqe": dict(budget=1.0, every_row=0.1),              # 256 centroids for few ids: little saved, few chosen
 }
 

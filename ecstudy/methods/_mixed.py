@@ -12,7 +12,10 @@ from typing import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..fields import derived
+from ..fields import Fields, derived
+from ..maps import marked_ids
+from ..select import largest
+from ..sparse import Bits
 from ..tables import FloatArray, FloatTable, take
 
 BLOCK = 1 << 18
@@ -138,6 +141,67 @@ class Mixed(nn.Module):
         matrices = [] if self.projection is None else [self.projection.detach().view(-1)]
         self.matrix_array = _array(matrices, 0, parts[0].device)
         self.tables, self.projection, self.packed = nn.ModuleList(), None, True
+
+
+def above(fields: Fields, table: Tensor, threshold: Sequence[float], most: int) -> tuple[Tensor, list[int]]:
+    """Sorted rows of ``table [n, dim]`` whose sum of magnitudes is above the threshold of their field, the ``most``
+    largest if there are more; and how many of each field."""
+    norm, ends = torch.empty(fields.n, device=table.device), [*fields.offset.tolist(), fields.n]
+    for limit, first, last in zip(threshold, ends, ends[1:]):
+        for start in range(first, last, BLOCK):
+            part = table[start:min(start + BLOCK, last)].abs().sum(1)
+            norm[start:start + len(part)] = part.masked_fill_(part <= limit, 0)
+    kept = largest(norm, min(int((norm > 0).sum()), most))
+    return kept, torch.searchsorted(kept, torch.tensor(ends).to(kept)).diff().tolist()
+
+
+class KeptRows(nn.Module):
+    """Some rows of each field, cut to the field's width, to be looked up only. Other ids give zeros.
+
+    Parameters
+    ----------
+    rows, widths:
+        Kept rows of each field, and how many numbers of them.
+    """
+
+    def __init__(self, fields: Fields, dim: int, rows: Sequence[int], widths: Sequence[int], device):
+        super().__init__()
+        self.dim = dim
+        base, self.end = layout(rows, widths)
+        derived(self, "width", widths)
+        derived(self, "base", base)
+        derived(self, "before", [sum(rows[:f]) for f in range(len(rows))])
+        with torch.device(device):
+            # zeros stand at the end: what dropped ids read, and where the last window ends
+            self.array = FloatArray(self.end + dim).requires_grad_(False)
+            self.map = marked_ids(fields.n, sum(rows)) if sum(rows) < fields.n else None
+
+    def fill(self, fields: Fields, table: Tensor, marks: Bits) -> None:
+        """Take the marked rows of ``table [n, dim]``, block by block."""
+        flat, ids = self.array.weight.detach(), []
+        flat[self.end:] = 0
+        for width, place, first, size in zip(self.width.tolist(), self.base.tolist(), fields.offset.tolist(),
+                                             fields.sizes):
+            for start in range(first, first + size, BLOCK):
+                row = torch.arange(start, min(start + BLOCK, first + size), device=table.device)
+                if self.map is not None:
+                    row = row[marks.get(row).bool()]
+                    ids.append(row)
+                part = table.index_select(0, row)[:, :width].reshape(-1)
+                flat[place:place + len(part)] = part
+                place += len(part)
+        if self.map is not None:
+            self.map.fill(torch.cat(ids))
+
+    def encode(self, ids: Tensor, fields: Fields) -> Tensor:
+        if self.map is None:
+            return ids * self.width + self.base
+        place = self.map.find(fields.flat(ids))
+        return torch.where(place < 0, self.end, (place - self.before) * self.width + self.base)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        number = torch.arange(self.dim, device=codes.device)
+        return self.array.blocks(codes, self.dim) * (number < self.width[:, None])
 
 
 def _array(parts: Sequence[Tensor], padding: int, device) -> FloatArray:

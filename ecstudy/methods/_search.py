@@ -1,10 +1,140 @@
-"""What searches share: choosing one of several sizes per field under a limit, and moving weights aside and back."""
+"""The parts of a differentiable search for widths: a mixture of candidates, its second order, and the final choice."""
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..fields import Fields
+from ..tables import FloatTable
+from ._mixed import BLOCK, Mixed, cells, useful
+
+EPS = 1e-5                               # of the normalisation
+
+
+class Candidates(nn.Module):
+    """Rows of every candidate width, lifted to ``dim`` per field, normalised and mixed by scores with Gumbel noise.
+
+    Attributes
+    ----------
+    alpha: Parameter
+        Scores [F, C]; not trained until somebody asks.
+    tau: float
+        Temperature of the mixture.
+    same_noise, running: bool
+        Take the noise of the pass before once more; normalise by the running statistics although training.
+    """
+
+    def __init__(self, fields: Fields, dim: int, widths: Sequence[int]):
+        super().__init__()
+        self.dim, self.widths, self.sizes = dim, widths, fields.sizes
+        self.tau, self.noise, self.same_noise, self.running = 1.0, None, False, False
+        self.tables = nn.ModuleList(FloatTable(fields.n, w, fields.bound()) for w in widths)
+        self.matrices = nn.ParameterList(torch.empty(len(fields), w, dim) for w in widths)
+        for w, matrix in zip(widths, self.matrices):
+            if not matrix.is_meta:
+                nn.init.normal_(matrix, std=w ** -0.5)
+        self.alpha = nn.Parameter(torch.zeros(len(fields), len(widths)), requires_grad=False)
+        self.register_buffer("mean", torch.zeros(len(widths) * dim))
+        self.register_buffer("var", torch.ones(len(widths) * dim))
+
+    def shares(self) -> Tensor:
+        """Weight of each candidate in each field [F, C]; random while training."""
+        score = self.alpha.log_softmax(1)
+        if self.training:
+            if not self.same_noise:
+                self.noise = -torch.empty_like(score).exponential_().log()
+            score = score + self.noise
+        return (score / self.tau).softmax(1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows of the full table [B, F] -> [B, F, D]."""
+        x = torch.cat([torch.bmm(table.gather(rows).transpose(0, 1), matrix)                         # [F, B, D] each
+                       for table, matrix in zip(self.tables, self.matrices)], 2)
+        batch = self.training and not self.running and x.shape[0] * x.shape[1] > 1
+        # statistics over batch and fields for each candidate and dimension, no affine part
+        x = F.batch_norm(x.flatten(0, 1), self.mean, self.var, training=batch, momentum=0.1, eps=EPS)
+        return torch.einsum("fbcd,fc->bfd", x.view(*rows.T.shape, len(self.tables), self.dim), self.shares())
+
+    def lift(self, field: int, number: int) -> tuple[Tensor, Tensor]:
+        """Matrix and bias of a candidate with its normalisation folded in: x P -> (x P - mean) / deviation."""
+        mean, var = (part.view(-1, self.dim)[number] for part in (self.mean, self.var))
+        return self.matrices[number].detach()[field] / (var + EPS).sqrt(), -mean / (var + EPS).sqrt()
+
+
+    def choose(self, limit: int) -> tuple[list[int], list[int]]:
+        """Candidate and width of each field: the highest total log-score of what takes at most ``limit`` numbers."""
+        wide = [useful([n] * len(self.widths), self.widths, self.dim, bias=True) for n in self.sizes]
+        costs = [[cells(n, w, self.dim, bias=True) for w in row] for n, row in zip(self.sizes, wide)]
+        scores = self.alpha.detach().log_softmax(1).cpu()
+
+        def fits(choice):                            # the array ends with padding for its last window
+            padding = self.dim - max(row[k] for row, k in zip(wide, choice))
+            return sum(row[k] for row, k in zip(costs, choice)) + padding <= limit
+
+        found = [allocate(costs, scores, limit - padding) for padding in (0, self.dim - min(map(min, wide)))]
+        choice = max((c for c in found if c and fits(c)), key=lambda c: sum(float(s[k]) for s, k in zip(scores, c)))
+        return choice, [row[k] for row, k in zip(wide, choice)]
+
+    def hand_over(self, mixed: Mixed, choice: Sequence[int]) -> None:
+        """Give ``mixed`` the rows of the chosen candidates, and their matrices with the normalisation folded in."""
+        first = 0
+        for field, (number, size) in enumerate(zip(choice, self.sizes)):
+            own, (matrix, bias) = mixed.rows(field), self.lift(field, number)
+            narrow = mixed.widths[field] < self.dim
+            if narrow:
+                mixed.lift(field).copy_(torch.cat([matrix, bias[None]]))
+            for start in range(0, size, BLOCK):
+                part = self.tables[number].weight.detach()[first + start:first + min(start + BLOCK, size)]
+                own[start:start + len(part)] = part if narrow else part @ matrix + bias
+            first += size
+
+
+def candidates(dim: int, first: int) -> list[int]:
+    """Widths doubling from ``first``, the last one ``dim``."""
+    return [first << k for k in range(dim) if first << k < dim] + [dim]
+
+
+def smallest(fields: Fields, dim: int, first: int) -> int:
+    """Numbers of the narrowest choice, the array's padding included."""
+    widths = useful(fields.sizes, [candidates(dim, first)[0]] * len(fields), dim, bias=True)
+    return sum(cells(n, w, dim, bias=True) for n, w in zip(fields.sizes, widths)) + dim - max(widths)
+
+
+class SecondOrder:
+    """Gradient of the validation loss in the scores ``alpha``, through a trial step of the weights ``w``.
+
+    With ``w' = w - lr dL_train/dw`` and ``v = dL_valid/dw'`` it is ``dL_valid/da - lr (p - m) / (2 size)``, ``p`` and
+    ``m`` the gradients dL_train/da at ``w + size v`` and ``w - size v``, ``size = 0.01 / |v|``. Four passes, each given
+    the gradients it asks for; after the last one the weights are what they were and ``result`` gets the gradient.
+    """
+
+    def __init__(self, run, alpha: Tensor, result: Callable[[list[Tensor]], None]):
+        self.run, self.alpha, self.result = run, alpha, result
+
+    def weights(self) -> list[Tensor]:
+        head = [p for p in self.run.head.parameters() if p.requires_grad]
+        return self.run.optimizers.embedding_leaves() + head
+
+    def trial(self, gradients):
+        self.before = move(self.weights(), gradients, -self.run.settings.lr)
+
+    def judge(self, gradients):
+        put_back(self.weights(), self.before)
+        self.first, self.v = gradients[0], gradients[1:]
+        self.size = 0.01 / max(norm(self.v), 1e-12)
+        self.before = move(self.weights(), self.v, self.size)
+
+    def plus(self, gradients):
+        put_back(self.weights(), self.before)
+        self.above = gradients[0]
+        self.before = move(self.weights(), self.v, -self.size)
+
+    def minus(self, gradients):
+        put_back(self.weights(), self.before)
+        self.result([self.first - self.run.settings.lr * (self.above - gradients[0]) / (2 * self.size)])
 
 
 def allocate(costs: Sequence[Sequence[int]], scores: Tensor, limit: int, most: int = 4096) -> list[int] | None:

@@ -1,35 +1,32 @@
 r"""Rows of their own for the most frequent ids of every field, a few shared rows for the others.
 
-**Idea** (adaptive embedding; benchmarked in arXiv 2311.15578, after the dynamic embeddings of recommender frameworks).
-Frequent ids have data enough to learn a row each; rare ids have not, and lose little by sharing. With the set $E_f$ of
-exclusive ids of field $f$ and $s_f$ shared rows,
+**Idea** (the adaptive embedding of DeepRec, as benchmarked in arXiv 2311.15578). A frequent id has data enough to
+learn a row; a rare one has not, and loses little by sharing. With the exclusive ids $E_f$ of field $f$ and its $s_f$
+shared rows, $e(i) = P_f[\mathrm{rank}(i)]$ for $i \in E_f$ and $e(i) = Q_f[\mathrm{rank}(i) \bmod s_f]$ for all
+others, where the rank of an id counts the ids of its kind that stand before it in the field.
 
-$$ e(i) = P_f[\,\mathrm{rank}_{E_f}(i)\,] \; \text{if } i \in E_f, \qquad
-   e(i) = Q_f[\,\mathrm{rank}_{\bar E_f}(i) \bmod s_f\,] \; \text{otherwise,} $$
+**Stored** one table with the exclusive rows in the order of their ids, then the shared ones; and the map that singles
+out the exclusive ids, the lighter of two forms: a bit per id with running counts, or their sorted list. **Size** by
+``rows``, the rows of the largest field. Every field keeps $m_f = \lceil n_f \cdot rows / n_{max} \rceil$ of its rows,
+of which $\min(top \cdot n_f, m_f / 2)$ are exclusive; a field with $m_f = n_f$ is whole. With ``top=0.1`` the
+exclusive share of all ids is that of the paper: 10, 5, 0.5 and 0.05 % at the budgets of 50, 10, 1 and 0.1 %.
 
-where $\mathrm{rank}$ counts the ids of the same kind that stand before $i$ in the field.
+**Training** one stage, in place: three times the table, and the map. At those budgets the paper, with 32 bits for
+every id, has 154.4, 35.3, 9.2 and 6.5 % of full; a bit per id is a thirty-second of that map.
 
-**Stored** one table with the $\sum_f |E_f|$ exclusive rows in the order of their ids, then the shared rows; and the
-map that singles out the exclusive ids, in the lighter of two forms: one bit per id with running counts, or the sorted
-ids. **Size** by `rows`, the rows of the largest field; every field keeps $m_f = \lceil n_f \cdot rows / n_{max} \rceil$
-of its rows, of which $\min(top \cdot n_f, m_f / 2)$ are exclusive. With `top=0.1` the exclusive share of all ids is 10,
-5, 0.5 and 0.05 % at budgets of 50, 10, 1 and 0.1 %, as in the paper. A field with $m_f = n_f$ is whole.
+``dynamic=True`` is the form that the paper's text describes, and needs no counts in advance. All ids begin on shared
+rows and are counted while training. An id seen ``threshold`` times asks, whenever it occurs, for the exclusive row
+under its field's hand, which then moves on (as in the CLOCK rule of caches): a free row is given, and one whose owner
+was seen less than half as often changes hands. The new owner begins with a copy of its shared row and fresh moments;
+the loser goes back to its shared row. Counts and places, 8 bytes an id, exist in training only, and what ships has
+the same shapes.
 
-**Training** one stage, in place: three times the table, and the map (the paper's 32-bit map of every id makes 154.4,
-35.3, 9.2 and 6.5 % of full; a bit per id is a thirty-second of it).
-
-`dynamic=True` is the form that the paper's text describes and needs no frequencies in advance. All ids begin on shared
-rows and are counted while training. An id seen `threshold` times asks, at each further step that holds it, for the
-exclusive row under its field's hand (as in the CLOCK rule of caches), and the hand moves on: a free row is given, a
-row whose owner was seen less than half as often changes hands. The new owner begins with a copy of its shared row and
-fresh moments; the loser goes back to its shared row. Counts and places (8 bytes an id) exist in training only; what
-ships has the same shapes.
-
-**Deviations** The published code is the static form, with the ids over a per-field count threshold exclusive, so that
-ties enlarge the set and can make a budget fail; here exactly so many are, ties going to the lower id, and the map
-counts towards the budget. It looks up both tables and adds; here one gather serves exclusive and shared rows of all
-fields. In the dynamic form an id shares row `i mod s_f`, because ranks would change while training; exclusive rows that
-nobody asked for go to the most frequent others when deployed. The `threshold` of 10 is ours.
+**Deviations** The published code has the static form alone, and every id over a field's count threshold is exclusive,
+so ties enlarge the set and can make a budget fail; here their number is exact, ties going to the lower id, and the
+map counts towards the budget. It adds two look-ups, of which one gives zero; here one gather serves both kinds of
+rows and all fields. In the dynamic form an id shares row $i \bmod s_f$, because ranks would change while training,
+and exclusive rows that nobody asked for go to the most frequent of the others when deployed. A ``threshold`` of 10 is
+our choice.
 """
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ class AdaptEmb(Method):
     knob = "rows"
     family = "inter-feature"
     aware = "frequency"
-    paper = "arXiv 2311.15578"
+    paper = "DeepRec; arXiv 2311.15578"
     group = "frequency split"
     space = r"\sum_f m_f d + n/32"
     time = r"O(d)"
@@ -95,8 +92,12 @@ class AdaptEmb(Method):
 
     def most_frequent(self, counts) -> torch.Tensor:
         """The exclusive ids, sorted: the most frequent ones of every field, ties to the lower id."""
-        parts = [torch.sort(part, descending=True, stable=True).indices[:own].sort().values + first
-                 for part, own, first in zip(counts.split(self.fields.sizes), self.own, starts(self.fields.sizes))]
+        parts = []
+        for part, own, first in zip(counts.split(self.fields.sizes), self.own, starts(self.fields.sizes)):
+            least = part.kthvalue(len(part) - own + 1).values if own else part.max() + 1
+            over = (part > least).nonzero().view(-1)
+            ties = (part == least).nonzero().view(-1)[:own - len(over)]
+            parts.append(torch.cat([over, ties]).sort().values + first)
         return torch.cat(parts)
 
     def encode(self, ids):
@@ -173,7 +174,8 @@ class AdaptEmb(Method):
 
     def deploy(self):
         if self.map is None:
-            self.map = marked_ids(self.fields.n, self.exclusive).to(self.table.weight.device)
+            with self.table.weight.device:
+                self.map = marked_ids(self.fields.n, self.exclusive)
             if not self.table.weight.is_meta:
                 self._settle()
         return super().deploy()

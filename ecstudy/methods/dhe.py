@@ -179,9 +179,10 @@ class Dhe(Method):
     def products(self, ids: Tensor) -> Callable[[], None]:
         """Only the matrix products that looking up ``ids [B, F]`` takes, without padding, to be timed."""
         row, count = self.distinct_rows(self.encode(ids)[1])
-        matrices = [matrix for matrix, _ in self.networks.layers()]
-        work = [(torch.randn(n, matrix.shape[2], device=row.device), matrix[f].T)
-                for matrix in matrices for f, n in enumerate(count)]
+        inputs = {width: [torch.randn(n, width, device=row.device) for n in count]
+                  for width in (self.hashes, self.width)}
+        work = [(x, matrix[field].T) for matrix, _ in self.networks.layers()
+                for field, x in enumerate(inputs[matrix.shape[2]])]
 
         def run():
             for x, matrix in work:

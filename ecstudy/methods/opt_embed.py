@@ -1,27 +1,27 @@
-r"""Rows below a learned threshold are dropped and every field gets a width, found by evolution on one trained supernet.
+r"""Rows below a learned threshold are dropped, and widths per field evolve on one network trained for all of them.
 
-**Idea** (OptEmbed; Lyu et al., CIKM 2022, arXiv 2208.04482). A full table is trained so that any part of it works:
-$e = s(\lVert v \rVert_1 - t_f)\; m_w \odot v$, with a step $s$ that drops rows of norm below the threshold $t_f$ of
-their field, and a mask $m_w$ that keeps the first $w$ numbers, $w$ drawn anew for every id of a batch. Thresholds learn
-through a surrogate gradient of the step ($2 - 4|x|$ to $|x| = 0.4$, then 0.4 to $|x| = 1$, then 0) and are pushed up by
-the penalty $\sum_f e^{-t_f}$. Then widths per field evolve: each candidate is judged by validation AUC without
-training, half of every generation are mutations and half are crossings of the better half of the one before.
+**Idea** (OptEmbed; Lyu et al., CIKM 2022, arXiv 2208.04482). A full table is trained so that any part of it works: $e
+= s(\lVert v \rVert_1 - t_f)\; m_w \odot v$, with a step $s$ that drops rows of norm below the threshold $t_f$ of
+their field, and a mask $m_w$ that keeps the first $w$ numbers, $w$ drawn anew for every id of a batch. Thresholds
+learn through a surrogate gradient of the step ($2 - 4|x|$ to $|x| = 0.4$, then 0.4 to $|x| = 1$, then 0) and are
+pushed up by the penalty $\sum_f e^{-t_f}$. Then widths per field evolve: each candidate is judged by validation AUC
+without training, half of every generation are mutations and half are crossings of the better half of the one before.
 
-**Stored** the kept rows end to end, each as wide as its field, and which ids are kept: one bit each with running counts,
-or their sorted list, whichever is lighter; nothing if all are. Dropped ids look up zeros. No matrices: what is cut off
-a row is zero. **Size** by ``cells``, the most numbers the rows may take. The paper's method has no budget (50 % on
-Avazu, 46 % on Criteo, about what random widths take), and neither has ``cells=None``. Under a limit, candidates that are
-too large are narrowed, a field drawn at a time in proportion to what it could still give up; if even one number per row
-is too much, the rows of smallest norm are dropped.
+**Stored** the kept rows end to end, each as wide as its field, and which ids are kept: one bit each with running
+counts, or their sorted list, whichever is lighter; nothing if all are. Dropped ids look up zeros. No matrices: what
+is cut off a row is zero. **Size** by ``cells``, the most numbers the rows may take. The paper's method has no budget
+(50 % on Avazu, 46 % on Criteo, about what random widths take), and neither has ``cells=None``. Under a limit,
+candidates that are too large are narrowed, a field drawn at a time in proportion to what it could still give up; if
+even one number per row is too much, the rows of smallest norm are dropped.
 
-**Training** three stages: the supernet (300 %, thresholds negligible, one mark per id for what follows; all budgets share
-it), the evolution, ``generations * population`` passes over the validation rows less those of candidates met before, and
-the chosen part trained on from the supernet's weights with a fresh optimiser.
+**Training** three stages: the supernet (300 %, thresholds negligible, one mark per id for what follows; all budgets
+share it), the evolution, ``generations * population`` passes over the validation rows less those of candidates met
+before, and the chosen part trained on from the supernet's weights with a fresh optimiser.
 
-**Deviations** Candidates are values: the published code mutates lists in place, so its best candidate may change after
-it was judged. A crossing cuts the list of fields at any of them; the published one cuts at a number below D, which
-leaves later fields to one parent. The map of kept ids is weighed; the paper's figures leave its remap, one int32 per id,
-out. Thresholds move by ``t_lr``, by default faster than published (1e-4), see below.
+**Deviations** Candidates are values: the published code mutates lists in place, so its best candidate may change
+after it was judged. A crossing cuts the list of fields at any of them; the published one cuts at a number below D,
+which leaves later fields to one parent. The map of kept ids is weighed; the paper's figures leave its remap, one
+int32 per id, out. Thresholds move by ``t_lr``, by default faster than published (1e-4), see below.
 """
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ import torch
 from torch import nn
 
 from ..fields import derived
-from ..maps import MarkedIds, marked_ids
+from ..maps import MarkedIds
 from ..method import Method
-from ..select import largest
 from ..sparse import Bits
 from ..tables import FloatArray, FloatTable
-from ._mixed import BLOCK, layout
+from ._evolution import Evolution
+from ._mixed import KeptRows, above
 
 
 class Passed(torch.autograd.Function):
@@ -92,19 +92,12 @@ class OptEmbed(Method):
         return range(dim, (fields.n + 1) * dim + 1)
 
     def encode(self, ids):
-        flat = self.fields.flat(ids)
-        if not self.deployed:
-            return flat
-        if self.map is None:
-            return ids * self.width + self.base
-        place = self.map.find(flat)
-        return torch.where(place < 0, self.end, (place - self.before) * self.width + self.base)
+        return self.kept.encode(ids, self.fields) if self.deployed else self.fields.flat(ids)
 
     def lookup(self, codes):
-        number = torch.arange(self.dim, device=codes.device)
         if self.deployed:
-            return self.array.blocks(codes, self.dim) * (number < self.width[:, None])
-        rows = self.table.gather(codes)
+            return self.kept.lookup(codes)
+        number, rows = torch.arange(self.dim, device=codes.device), self.table.gather(codes)
         if not self.supernet:
             rows = rows * (number < self.width[:, None])
             return rows if sum(self.rows) == self.fields.n else rows * self.aux.kept.get(codes)[..., None]
@@ -125,8 +118,18 @@ class OptEmbed(Method):
                 self.move_threshold()
             self.aux.threshold.requires_grad_(False)
             self.select()
-            self.settle(self.evolve(run))
+            self.settle(self.evolution(run.settings.seed).best(self.judge(run), self.generations, self.population))
         yield from run.fit("retrain")
+
+    def evolution(self, seed=0):
+        return Evolution(self.rows, self.dim, self.cells - self.dim, seed)
+
+    def judge(self, run):
+        """Validation AUC of candidate widths, on the weights of the supernet."""
+        def score(widths):
+            self.width.copy_(torch.tensor(widths))
+            return run.score()
+        return score
 
     def penalty(self):
         return self.push * torch.exp(-self.aux.threshold).sum()
@@ -137,19 +140,11 @@ class OptEmbed(Method):
             self.aux.threshold -= self.t_lr * self.aux.threshold.grad
         self.aux.threshold.grad = None
 
-    @torch.no_grad()
     def select(self):
         """Mark the rows above their threshold; the largest of them if the limit has no room for one number each."""
-        norm = torch.empty(self.fields.n, device=self.table.weight.device)
-        for field, first in enumerate(self.fields.offset.tolist()):
-            last = first + self.fields.sizes[field]
-            for start in range(first, last, BLOCK):
-                part = self.table.weight[start:min(start + BLOCK, last)].abs().sum(1)
-                norm[start:start + len(part)] = part.masked_fill_(part <= self.aux.threshold[field], 0)
-        kept = largest(norm, min(int((norm > 0).sum()), self.cells - self.dim))
+        kept, self.rows = above(self.fields, self.table.weight.detach(), self.aux.threshold.tolist(),
+                                self.cells - self.dim)
         self.aux.kept.fill(kept)
-        bounds = torch.searchsorted(kept, torch.tensor([*self.fields.offset.tolist(), self.fields.n]).to(kept))
-        self.rows = bounds.diff().tolist()
         self.supernet = False
 
     def settle(self, widths: Sequence[int]):
@@ -157,90 +152,19 @@ class OptEmbed(Method):
         self.fitted = {"widths": [int(w) for w in widths], "rows": self.rows}
         self.supernet = False
 
-    # --- the evolution ------------------------------------------------------------------------------------------
-
-    def narrowed(self, widths: tuple, generator) -> tuple:
-        """``widths`` made to fit: while they do not, a field loses one number per row."""
-        rows, width = torch.tensor(self.rows, dtype=torch.double), torch.tensor(widths)
-        while int((rows * width).sum()) > self.cells - self.dim:
-            spare = rows * (width - 1)
-            width[int(torch.multinomial(spare, 1, generator=generator))] -= 1
-        return tuple(width.tolist())
-
-    def mutated(self, widths: tuple, generator, share: float = 0.1) -> tuple:
-        """Each field gets a new width with probability ``share``."""
-        fresh = torch.randint(1, self.dim + 1, (len(widths),), generator=generator)
-        change = torch.rand(len(widths), generator=generator) < share
-        return tuple(torch.where(change, fresh, torch.tensor(widths)).tolist())
-
-    @staticmethod
-    def crossed(first: tuple, second: tuple, generator) -> tuple:
-        """The fields before a cut of one, from the cut on of the other."""
-        cut = int(torch.randint(1, max(len(first), 2), (), generator=generator))
-        return first[:cut] + second[cut:]
-
-    def evolve(self, run) -> tuple:
-        """The widths of the best validation AUC ever met; the same for the same seed."""
-        generator = torch.Generator().manual_seed(run.settings.seed)
-        scores: dict[tuple, float] = {}
-
-        def score(widths):
-            if widths not in scores:
-                self.width.copy_(torch.tensor(widths))
-                scores[widths] = run.score()
-            return scores[widths]
-
-        def pick(parents):
-            return parents[int(torch.randint(len(parents), (), generator=generator))]
-
-        several = [self.mutated((1,) * len(self.rows), generator, share=1.0) for _ in range(self.population)]
-        for generation in range(self.generations):
-            several = sorted((self.narrowed(widths, generator) for widths in several), key=score, reverse=True)
-            parents = several[:max(self.population // 2, 1)]
-            if generation + 1 < self.generations:
-                several = [self.mutated(pick(parents), generator) if number < self.population // 2
-                           else self.crossed(pick(parents), pick(parents), generator)
-                           for number in range(self.population)]
-        return max(scores, key=scores.get)
-
-    # --- what ships ---------------------------------------------------------------------------------------------
-
     def deploy(self):
         if not self.deployed:
-            meta = self.table.weight.is_meta
-            if self.supernet and not meta:
-                self.select()
-                self.settle(self.narrowed((self.dim,) * len(self.rows), torch.Generator().manual_seed(0)))
-            widths, count = self.width.tolist(), sum(self.rows)
-            base, self.end = layout(self.rows, widths)
-            derived(self, "base", base)
-            derived(self, "before", [sum(self.rows[:f]) for f in range(len(self.rows))])
-            with torch.device(self.table.weight.device):
-                # a supernet's rows and widths are not known yet: the most that may come of it
-                self.array = FloatArray(self.cells if self.supernet else self.end + self.dim)
-                self.map = MarkedIds(self.fields.n, self.fields.n) if self.supernet else None
-                if not self.supernet and count < self.fields.n:
-                    self.map = marked_ids(self.fields.n, count)
-            self.array.requires_grad_(False)
-            if not meta:
-                self.pack(base, widths)
+            if not self.supernet or not self.table.weight.is_meta:
+                if self.supernet:
+                    self.select()
+                    self.settle(self.evolution().narrowed((self.dim,) * len(self.rows)))
+                self.kept = KeptRows(self.fields, self.dim, self.rows, self.width.tolist(), self.table.weight.device)
+                self.kept.to(self.width.device)
+                if not self.table.weight.is_meta:
+                    self.kept.fill(self.fields, self.table.weight.detach(), self.aux.kept)
+            else:                                    # not known yet: the most that may come of it
+                self.kept = nn.Module()
+                with torch.device("meta"):
+                    self.kept.array, self.kept.map = FloatArray(self.cells), MarkedIds(self.fields.n, self.fields.n)
             del self.table
         return super().deploy()
-
-    def pack(self, base, widths):
-        """Kept rows to their place in the array, block by block; zeros at its end, for the ids that were dropped."""
-        flat, ids = self.array.weight.detach(), []
-        flat[self.end:] = 0
-        for field, first in enumerate(self.fields.offset.tolist()):
-            last, place = first + self.fields.sizes[field], base[field]
-            for start in range(first, last, BLOCK):
-                row = torch.arange(start, min(start + BLOCK, last), device=flat.device)
-                if self.map is not None:
-                    row = row[self.aux.kept.get(row).bool()]
-                    ids.append(row)
-                part = self.table.weight.detach().index_select(0, row)[:, :widths[field]].reshape(-1)
-                flat[place:place + len(part)] = part
-                place += len(part)
-        if self.map is not None:
-            self.map.fill(torch.cat(ids))
-

@@ -148,9 +148,9 @@ class TtRec(Method):
         """
         row1, count = torch.unique_consecutive(distinct >> (self.bits[0] + self.bits[2]), return_counts=True)
         size = count
-        if padded:                                                    # to 1, 2, 3, 4, 6, 8, 12, 16, ...
-            power = torch.ones_like(count) << torch.frexp((count - 1).double()).exponent
-            size = torch.where(4 * count <= 3 * power, 3 * power // 4, power)
+        if padded:                                                    # sizes 1 to 8, 10, 12, 14, 16, 20, 24, ...
+            unit = (torch.frexp((count - 1).double()).exponent - 3).clamp(min=0)
+            size = (((count - 1) >> unit) + 1) << unit
         size, order = size.sort(stable=True)
         begin = torch.empty_like(size).scatter_(0, order, size.cumsum(0) - size)
         slot = torch.arange(len(distinct), device=size.device)

@@ -103,7 +103,7 @@ def fragment(rows: pd.DataFrame) -> str:
         parts.append(f"The solver finds each of these sizes within {solver:.2g} s and allocates nothing.")
     if len(part := rows[kinds == "products"]):
         parts += ["Where arithmetic bounds a look-up, what counts is how close it comes to the matrix products of its "
-                  "own network or cores, run bare on tensors of the same shapes.",
+                  "own network or cores, run bare on the distinct ids of the same batches.",
                   _plain(part, dict(method="method", budget="budget", batch="batch", device="device", ms="look-up, ms",
                                     products_ms="products alone, ms", ratio_products="÷ products"))]
     return "\n\n".join(parts) + "\n"

@@ -1,0 +1,202 @@
+"""Tensor-train embeddings against their definition."""
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted import margin, write
+
+import ecstudy as ec
+from ecstudy.budget import build
+from ecstudy.data.cardinalities import FIELDS
+from ecstudy.fields import Fields
+from ecstudy.methods.tt_rec import TtRec, cells, columns, grid
+from ecstudy.training import Optimizers
+
+PAPER = {"criteo": (376, 157, 46, 13), "avazu": (336, 147, 40, 11), "company": (329, 133, 39, 11)}
+COMPRESSED = {"criteo": (4, 6, 12, 18), "avazu": (2, 2, 6, 11)}
+
+
+def batch(sizes, rows, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randint(0, n, (rows,), generator=generator) for n in sizes], 1)
+
+
+def reference(emb, ids):
+    """The definition, id by id in float64, from the cores alone."""
+    cores = [core.weight.detach().double() for core in emb.cores]
+    d0, d1, d2 = columns(emb.dim)
+    out = torch.empty(*ids.shape, emb.dim, dtype=torch.float64)
+    starts, plain = [0, 0, 0], 0
+    for field, n in enumerate(emb.fields.sizes):
+        if cells(n, emb.dim, emb.rank) >= n * emb.dim:
+            out[:, field] = emb.table.weight.detach().double()[plain + ids[:, field]]
+            plain += n
+            continue
+        c, b, a = grid(n)
+        for row, i in enumerate(ids[:, field].tolist()):
+            g0 = cores[0][starts[0] + i % c].view(d0, emb.rank)
+            g1 = cores[1][starts[1] + i // c % b].view(emb.rank, d1, emb.rank)
+            g2 = cores[2][starts[2] + i // (b * c)].view(emb.rank, d2)
+            out[row, field] = torch.einsum("xr,rys,sz->xyz", g0, g1, g2).reshape(-1)
+        starts = [start + factor for start, factor in zip(starts, (c, b, a))]
+    assert starts == [core.shape[0] for core in emb.cores]
+    return out
+
+
+@pytest.mark.parametrize("dim, rank", [(16, 1), (16, 7), (8, 20), (12, 5), (7, 3), (1, 2)])
+def test_an_embedding_is_the_product_of_its_cores(dim, rank):
+    sizes = [3000, 5, 70_001, 900, 40]
+    emb = ec.make(f"tt_rec(rank={rank})", sizes, dim)
+    ids = batch(sizes, 300)
+    ids[:200, 0] %= 90                                            # many ids of few middle rows: groups of all sizes
+    expected = reference(emb, ids)
+    for dtype in (torch.int64, torch.int32):
+        torch.testing.assert_close(emb(ids.to(dtype)).double(), expected, atol=1e-5 * float(expected.std()), rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(emb.deploy()(ids), emb(ids).detach(), rtol=0, atol=0)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    emb = ec.make("tt_rec(rank=6)", [5000, 20_000], 16)
+    ids = batch([5000, 20_000], 500)
+    whole = emb(ids)
+    weight = torch.randn(whole.shape, generator=torch.Generator().manual_seed(1))
+    (whole * weight).sum().backward()
+    expected = [core.weight.grad.clone() for core in emb.cores]
+    emb.zero_grad()
+    monkeypatch.setattr(sys.modules["ecstudy.methods.tt_rec"], "BLOCK", 700)      # one or a few groups at a time
+    with torch.no_grad():
+        torch.testing.assert_close(emb(ids), whole)
+    (emb(ids) * weight).sum().backward()
+    for core, gradient in zip(emb.cores, expected):
+        torch.testing.assert_close(core.weight.grad, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_gradients_are_those_of_the_definition():
+    sizes = [400, 2000, 4]                                        # the last stays plain
+    emb = ec.make("tt_rec(rank=3)", sizes, 8)
+    assert emb.deep.tolist() == [0, 1]
+    Optimizers(emb)                                               # sparse gradients
+    ids = batch(sizes, 60)
+    weight = torch.randn(60, 3, 8, generator=torch.Generator().manual_seed(1))
+    (emb(ids) * weight).sum().backward()
+    c, b, a = zip(*(grid(n) for n in sizes[:2]))
+    cores = [core.weight.detach().double().requires_grad_() for core in emb.cores]
+    total = 0
+    for field in range(2):
+        i = ids[:, field]
+        g0 = cores[0][sum(c[:field]) + i % c[field]].view(60, 2, 3)
+        g1 = cores[1][sum(b[:field]) + i // c[field] % b[field]].view(60, 3, 2, 3)
+        g2 = cores[2][sum(a[:field]) + i // (c[field] * b[field])].view(60, 3, 2)
+        total = total + (torch.einsum("bxr,brys,bsz->bxyz", g0, g1, g2).reshape(60, 8) * weight[:, field]).sum()
+    total.backward()
+    for core, expected in zip(emb.cores, cores):
+        rows, gradient = core.touched()
+        touched = expected.grad.abs().sum(1).nonzero()[:, 0]      # and no other row: free slots leave none behind
+        assert rows.tolist() == touched.tolist()
+        torch.testing.assert_close(gradient.double(), expected.grad[rows], rtol=1e-4, atol=1e-9)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.one_of(st.integers(1, 3000), st.integers(1, 10 ** 9)))
+def test_factors_hold_every_id_and_are_the_studys(n):
+    c, b, a = grid(n)
+    first = next(x for x in range(max(1, round(n ** (1 / 3)) - 2), n + 1) if x ** 3 >= n)
+    assert a * b * c >= n > (a - 1) * b * c                       # as tight as the last factor can be
+    assert a <= first and (b - 1) ** 2 * first < n <= b ** 2 * first and c == -(-n // (first * b))
+
+
+def test_every_id_has_its_own_rows_and_every_row_is_used():
+    sizes = [1, 50, 333, 4096, 20_000]
+    emb = ec.make("tt_rec(rank=2)", sizes, 16)
+    ids = torch.arange(max(sizes))[:, None] % torch.tensor(sizes)
+    _, distinct, inverse = emb.encode(ids)
+    blocks, (row0, row1, row2), slot = emb.layout(distinct)
+    row1 = torch.cat([rows.repeat_interleave(block[1])
+                      for rows, block in zip(row1.split([groups for groups, _ in blocks]), blocks)])
+    rows = torch.stack([row0, row1, row2], 1)[slot[inverse]]      # [ids, compressed fields, cores]
+    assert emb.deep.tolist() == [1, 2, 3, 4]
+    used = [set(), set(), set()]
+    for place, field in enumerate(emb.deep.tolist()):
+        assert len(rows[:, place].unique(dim=0)) == sizes[field]
+        for before, column in zip(used, rows[:, place].T):
+            assert not before & set(column.tolist())              # fields share no row
+            before |= set(column.tolist())
+    assert [len(before) for before in used] == [core.shape[0] for core in emb.cores]
+
+
+def test_columns_are_the_studys_for_powers_of_two_and_even_for_others():
+    assert [columns(d) for d in (8, 16, 32, 64, 128)] == [(2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8)]
+    assert [columns(d) for d in (1, 4, 7, 12, 768)] == [(1, 1, 1), (1, 2, 2), (1, 1, 7), (2, 2, 3), (8, 8, 12)]
+
+
+@pytest.mark.parametrize("dataset", PAPER)
+def test_ranks_and_compressed_fields_are_the_papers(dataset):
+    """Fact sheet 2.3: ranks at 50, 10, 1 and 0.1 %, with training memory three times what ships."""
+    sizes = [int(n) for n in FIELDS[dataset][1]]
+    for i, budget in enumerate((0.5, 0.1, 0.01, 0.001)):
+        row = ec.weigh("tt_rec", sizes, 16, budget)
+        assert row["knob"] == PAPER[dataset][i]
+        assert row["training_pct"] == pytest.approx(3 * row["inference_pct"])
+        emb = build("tt_rec", sizes, 16, knob=row["knob"], device="meta")
+        assert dataset not in COMPRESSED or len(emb.deep) == COMPRESSED[dataset][i]
+    assert round(ec.weigh("tt_rec", sizes, 16, 0.5)["inference_pct"], 1) in (49.8, 50.0)
+
+
+def test_sizes_end_where_nothing_is_compressed():
+    sizes = [300, 20, 2000]
+    knobs = TtRec.sizes(Fields(sizes), 16)
+    last, before = (build("tt_rec", sizes, 16, knob=knobs[i]) for i in (-1, -2))
+    assert last.cores is None and before.cores is not None and len(before.deep) == 1
+    assert ec.memory(last) == ec.memory(ec.make("full", sizes, 16))
+
+
+@pytest.mark.parametrize("rank", [1, 4, 20, 60])
+def test_the_start_has_the_scale_of_full_at_every_rank(rank):
+    sizes = [200_000, 30]
+    emb = ec.make(f"tt_rec(rank={rank})", sizes, 16)
+    target = Fields(sizes).bound() / 3 ** 0.5
+    ids = batch(sizes, 20_000)
+    with torch.no_grad():
+        x = emb(ids)[:, 0]
+    assert x.std().item() == pytest.approx(target, rel=0.15 if rank == 1 else 0.05)
+    assert abs(x.mean().item()) < 0.1 * target
+
+
+def test_the_published_start_grows_with_the_rank():
+    sizes = [200_000, 3]
+    ids = batch(sizes, 5000)
+    for rank in (4, 40):
+        emb = ec.make(f"tt_rec(rank={rank}, init='paper')", sizes, 16)
+        for core in emb.cores:
+            z = core.weight.detach() * (np.prod(grid(200_000)) / 3) ** (1 / 6)
+            assert z.abs().min() >= 2 - 1e-5 and z.square().mean().item() == pytest.approx(5.746, rel=0.03)
+            assert abs(z.mean().item()) < 5 * (5.746 / z.numel()) ** 0.5 and z.abs().max() < 7
+        with torch.no_grad():
+            scale = emb(ids)[:, 0].std().item()
+        # E[z^2] = 5.746 of each factor, R^2 paths, scale^2 = 3 / P of all three together
+        assert scale == pytest.approx(rank * (5.746 ** 3 * 3 / np.prod(grid(200_000))) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("option", ["rank=0", "rank=1.5", "init='zero'"])
+def test_bad_options_are_refused(option):
+    with pytest.raises(ValueError, match=f"{option.partition('=')[0]}=.*expected"):
+        ec.make(f"tt_rec({option})", [100, 50], 4)
+
+
+def test_tt_rec_pays_where_effects_factor_over_the_digits(tmp_path):
+    """Effects that are a product of one sign per digit: few rows learn what no hash of 100 buckets can hold."""
+    rng = np.random.default_rng(7)
+    n, rows = 8000, 30_000
+    c, b, a = grid(n)
+    ids = np.stack([rng.integers(0, n, rows), rng.integers(0, 10, rows)], 1)
+    effect = [rng.choice([-1, 1], size) for size in (c, b, a)]
+    i = ids[:, 0]
+    logit = 3.0 * effect[0][i % c] * effect[1][i // c % b] * effect[2][i // (b * c)]
+    data = write(tmp_path / "data", [n, 10], ids, logit)
+    assert margin("tt_rec", data, 0.02) > 0.3
