@@ -506,7 +506,7 @@ def test_candidates_are_within_the_limit_and_no_candidate_changes():
     best = judge.best()
     assert all(int((torch.tensor(w) * rows).sum()) <= emb.cells - 8 and min(w) >= 1 for w in judge.asked)
     assert int((torch.tensor(best) * rows).sum()) > 0.8 * emb.cells
-    evolution = Evolution(SIZES, 8, 400)
+    evolution = Evolution(SIZES, 8, 2000)
     mutants = [evolution.mutated((8,) * 6) for _ in range(5)]
     assert all(isinstance(w, tuple) for w in [*mutants, evolution.narrowed(best), evolution.crossed(best, best)])
 

@@ -227,7 +227,8 @@ def test_unreachable_is_a_row_that_costs_nothing(small):
 @every_device
 @pytest.mark.parametrize("spec", names())
 def test_a_cell_measures_everything(small, spec, device):
-    cell = Cell(spec, small.folder, dim=8, budget=trait(spec, "budget"), batch=64, max_epochs=1, device=device)
+    cell = Cell(spec + trait(spec, "options"), small.folder, dim=8, budget=trait(spec, "budget"), batch=64,
+                max_epochs=1, device=device)
     row = cell.row(cell.measure())
     assert row["status"] == "ok" and 0.5 < row["auc_low"] < row["auc"] < row["auc_high"] < 1
     for name in ("logloss", "ne", "valid_auc", "seconds", "steps", "latency_ms", "latency_full_ms", "forward_ms"):

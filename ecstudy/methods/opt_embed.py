@@ -159,8 +159,8 @@ class OptEmbed(Method):
                     self.select()
                     self.settle(self.evolution().narrowed((self.dim,) * len(self.rows)))
                 self.kept = KeptRows(self.fields, self.dim, self.rows, self.width.tolist(), self.table.weight.device)
-                self.kept.to(self.width.device)
                 if not self.table.weight.is_meta:
+                    self.kept.to(self.table.weight.device)
                     self.kept.fill(self.fields, self.table.weight.detach(), self.aux.kept)
             else:                                    # not known yet: the most that may come of it
                 self.kept = nn.Module()
