@@ -52,7 +52,8 @@ def test_schedules_by_a_fake_run():
     assert timeline("full") == [("train", 4, "all")]
     assert [(stage, update) for stage, _, update in timeline("deeplight")] == [("warm-up", "all"), ("prune", "all")]
     assert timeline("autosrh") == [("warm-up", 4, "all"), ("search", 4, "emb"), ("search", 4, "aux"),
-                                   ("retrain", 4, "all")]
+                                   ("fine-tune", 4, "all")]
+    assert [stage for stage, _, _ in timeline("autosrh(order='published')")] == ["warm-up", "search", "search", "retrain"]
     for name in names():
         stages = [stage for stage, _, _ in timeline(name)]
         assert stages and len(set(stages)) <= 3, name
@@ -112,6 +113,26 @@ def test_what_deeplight_measures_is_what_it_ships(small, device):
     assert int((trained != 0).sum()) <= kept and inner(run.valid) == before
 
 
+def test_autosrh_fine_tunes_what_is_left(small):
+    """Pruned values stay zero through the last stage, and what is measured is what ships."""
+    run = make_run(small, "autosrh", 0.1, max_epochs=2)
+    seen, inner = {}, run.execute
+
+    def execute(step):
+        inner(step)
+        seen.setdefault(step.stage, []).append(run.emb.table.weight.detach().clone())
+
+    run.execute = execute
+    run.go()
+    tuned = seen["fine-tune"]
+    zero = tuned[0] == 0
+    assert int((~zero).sum()) == run.emb.kept and all(torch.equal(weight == 0, zero) for weight in tuned)
+    assert not torch.equal(tuned[0], tuned[-1]) and (run.emb.aux.gate == 1).all()
+    before = run.evaluate(run.valid)
+    run.emb.deploy()
+    assert run.evaluate(run.valid) == before
+
+
 def test_early_stopping_restores_the_best_state(small):
     run = make_run(small, lr=0.03, max_epochs=30, patience=4)
     seen = []
@@ -145,7 +166,8 @@ def test_runs_repeat_exactly_and_differ_by_seed(small, device):
     assert not torch.equal(a, c)
 
 
-@pytest.mark.parametrize("first, second", [("deeplight", "autosrh"), ("autosrh", "deeplight"), ("autosrh", "autosrh")])
+@pytest.mark.parametrize("first, second", [("deeplight", "autosrh"), ("autosrh", "deeplight"), ("autosrh", "autosrh"),
+                                           ("autosrh(order='published')", "autosrh(order='published')")])
 def test_shared_stages_are_trained_once_and_change_nothing(small, tmp_path, first, second):
     def trained(spec, budget, cache):
         run = make_run(small, spec, budget)
@@ -159,7 +181,7 @@ def test_shared_stages_are_trained_once_and_change_nothing(small, tmp_path, firs
     stages = len(list((tmp_path / "both").iterdir()))
     reused = trained(second, 0.1, tmp_path / "both")
     if first == second:
-        assert len(list((tmp_path / "both").iterdir())) == stages == 3
+        assert len(list((tmp_path / "both").iterdir())) == stages == (3 if "published" in first else 2)
     assert reused.stage_seconds.keys() == alone.stage_seconds.keys() and reused.steps == alone.steps
     a, b = alone.emb.state_dict(), reused.emb.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
