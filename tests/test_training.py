@@ -53,7 +53,7 @@ def test_schedules_by_a_fake_run():
     assert [(stage, update) for stage, _, update in timeline("deeplight")] == [("warm-up", "all"), ("prune", "all")]
     assert timeline("autosrh") == [("warm-up", 4, "all"), ("search", 4, "emb"), ("search", 4, "aux"),
                                    ("fine-tune", 4, "all")]
-    assert [stage for stage, _, _ in timeline("autosrh(order='published')")] == ["warm-up", "search", "search", "retrain"]
+    assert timeline("autosrh(order='published')")[-1] == ("retrain", 4, "all")
     for name in names():
         stages = [stage for stage, _, _ in timeline(name)]
         assert stages and len(set(stages)) <= 3, name

@@ -41,7 +41,7 @@ def reference(emb, ids):
         for row, i in enumerate(ids[:, field].tolist()):
             g0 = cores[0][starts[0] + i % c].view(d0, emb.rank)
             g1 = cores[1][starts[1] + i // c % b].view(emb.rank, d1, emb.rank)
-            g2 = cores[2][starts[2] + i // (b * c)].view(emb.rank, d2)
+            g2 = cores[2][starts[2] + i // (b * c)].view(d2, emb.rank).T
             out[row, field] = torch.einsum("xr,rys,sz->xyz", g0, g1, g2).reshape(-1)
         starts = [start + factor for start, factor in zip(starts, (c, b, a))]
     assert starts == [core.shape[0] for core in emb.cores]
@@ -92,7 +92,7 @@ def test_gradients_are_those_of_the_definition():
         i = ids[:, field]
         g0 = cores[0][sum(c[:field]) + i % c[field]].view(60, 2, 3)
         g1 = cores[1][sum(b[:field]) + i // c[field] % b[field]].view(60, 3, 2, 3)
-        g2 = cores[2][sum(a[:field]) + i // (c[field] * b[field])].view(60, 3, 2)
+        g2 = cores[2][sum(a[:field]) + i // (c[field] * b[field])].view(60, 2, 3).mT
         total = total + (torch.einsum("bxr,brys,bsz->bxyz", g0, g1, g2).reshape(60, 8) * weight[:, field]).sum()
     total.backward()
     for core, expected in zip(emb.cores, cores):

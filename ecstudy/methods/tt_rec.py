@@ -7,7 +7,7 @@ $$e_{j_0 j_1 j_2} = G_0[i_0, j_0]\; G_1[i_1, j_1]\; G_2[i_2, j_2],$$
 a row of $R$ numbers times an $R \times R$ matrix times a column of $R$ numbers.
 
 **Stored** three cores, with the rows of all compressed fields end to end: $\sum c_f$ rows of $d_0 R$ numbers,
-$\sum b_f$ rows of $R d_1 R$ and $\sum a_f$ rows of $R d_2$; and the plain rows of all other fields. **Size** by
+$\sum b_f$ rows of $R d_1 R$ and $\sum a_f$ rows of $d_2 R$; and the plain rows of all other fields. **Size** by
 ``rank``, one $R$ for all fields: a field is compressed only where that is smaller than its rows, so fields leave
 compression as the rank grows.
 
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from typing import Callable
+from typing import Callable, Iterable
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class TtRec(Method):
         rows = np.array([fields.sizes[f] for f in plain], np.int64)
         derived(self, "deep", deep)
         derived(self, "plain", plain)
-        derived(self, "place", np.argsort(plain + deep))
+        derived(self, "place", np.argsort(deep + plain))
         derived(self, "first", np.cumsum(rows) - rows)
         self.table = FloatTable(int(rows.sum()), dim, fields.bound()) if plain else None
         self.cores = None
@@ -96,7 +96,7 @@ class TtRec(Method):
             self.bits = [int(number).bit_length() for number in factors.sum(0)]       # of a row's number in each core
             # of three U(-s, s) summed over R^2 paths: R (s / sqrt 3)^3 = bound / sqrt 3
             bound = math.sqrt(3) * (fields.bound() / math.sqrt(3) / self.rank) ** (1 / 3)
-            self.widths = d0 * self.rank, self.rank * d1 * self.rank, self.rank * d2
+            self.widths = d0 * self.rank, self.rank * d1 * self.rank, d2 * self.rank
             self.cores = torch.nn.ModuleList(FloatTable(int(number), width, bound)
                                              for number, width in zip(factors.sum(0), self.widths))
             if init == "paper":
@@ -133,13 +133,16 @@ class TtRec(Method):
 
     def lookup(self, codes):
         row, distinct, inverse = codes
-        parts = [self.table.gather(row)] if self.table else []
+        vectors, places = [], []
         if self.cores:
             blocks, index, slot = self.layout(distinct)
-            empty = torch.empty(0, self.dim, device=row.device)
-            x = torch.cat([empty, *(self.multiply(*block) for block in self.operands(blocks, index))])
-            parts.append(take(x, take(slot, inverse)))
-        return torch.cat(parts, 1).index_select(1, self.place)
+            vectors += map(self.multiply, *self.operands(blocks, index))
+            places.append(take(slot, inverse))
+        if self.table:
+            vectors.append(self.table.gather(row.reshape(-1)))
+            first = len(index[0]) if self.cores else 0
+            places.append(torch.arange(first, first + row.numel(), device=row.device).view(row.shape))
+        return take(torch.cat(vectors), torch.cat(places, 1).index_select(1, self.place))
 
     def layout(self, distinct: Tensor, padded: bool = True):
         """Distinct ids in groups that share a row of the middle core, groups of alike sizes one after the other.
@@ -167,22 +170,22 @@ class TtRec(Method):
             blocks += [(min(step, groups - first), ids) for first in range(0, groups, step)]
         return blocks, index, slot
 
-    def operands(self, blocks, index):
+    def operands(self, blocks, index) -> list[Iterable[Tensor]]:
         """Rows of the three cores for each block; gathered at once where gradients flow back."""
         ids, groups = [groups * ids for groups, ids in blocks], [groups for groups, _ in blocks]
-        return zip(*(core.gather(rows).split(parts) if torch.is_grad_enabled() else map(core.gather, rows.split(parts))
-                     for core, rows, parts in zip(self.cores, index, (ids, groups, ids))))
+        return [core.gather(rows).split(parts) if torch.is_grad_enabled() else map(core.gather, rows.split(parts))
+                for core, rows, parts in zip(self.cores, index, (ids, groups, ids))]
 
     def multiply(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
-        """Rows of the cores, x [ids, d0 R], w [groups, R d1 R], v [ids, R d2] -> [ids, D]."""
+        """Rows of the cores, x [ids, d0 R], w [groups, R d1 R], v [ids, d2 R] -> [ids, D]."""
         y = torch.bmm(x.view(len(w), -1, self.rank), w.view(len(w), self.rank, -1))
-        return torch.bmm(y.view(len(x), -1, self.rank), v.view(len(x), self.rank, -1)).view(-1, self.dim)
+        return torch.bmm(y.view(len(x), -1, self.rank), v.view(len(x), -1, self.rank).mT).view(-1, self.dim)
 
     def products(self, ids: Tensor) -> Callable[[], None]:
         """Only the matrix products that looking up ``ids [B, F]`` takes, without padding, to be timed."""
         with torch.no_grad():
             blocks, index, _ = self.layout(self.encode(ids)[1], padded=False)
-            work = list(self.operands(blocks, index))
+            work = list(zip(*self.operands(blocks, index)))
 
         def run():
             for block in work:
