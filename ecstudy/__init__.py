@@ -18,7 +18,7 @@ from . import methods as _package  # noqa: F401
 from .memory import memory  # noqa: F401
 from .registry import table as methods  # noqa: F401
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "make": "api", "compress": "api", "save": "api", "load": "api", "breakdown": "memory",
