@@ -41,7 +41,7 @@ class SortedIds(Marked):
 
 
 class MarkedIds(Marked):
-    """One bit per id with running counts."""
+    """One bit per id, and the number of marked ids before every 64 of them."""
 
     def __init__(self, n: int, top: int, device=None):
         super().__init__()
@@ -51,7 +51,8 @@ class MarkedIds(Marked):
         self.bits.fill(ids)
 
     def locate(self, ids):
-        return self.bits.rank(ids), self.bits.get(ids).bool()
+        place, marked = self.bits.locate(ids.reshape(-1))
+        return place.view(ids.shape), marked.view(ids.shape)
 
 
 def marked_ids(n: int, top: int) -> nn.Module:

@@ -68,13 +68,20 @@ def largest(weight: Tensor, k: int) -> Tensor:
 
 
 def prune_(weight: Tensor, k: int) -> float:
-    """Zero in place what is smaller than the k-th largest magnitude; returns the threshold."""
+    """Zero in place all but the k largest magnitudes, of equals the last ones first; returns the threshold."""
     if k == 0:
         weight.detach().zero_()
         return float("inf")
     if k >= weight.numel():
         return 0.0
-    threshold = kth_magnitude(weight, k)
+    threshold, more = kth_magnitude(weight, k), -k
     for _, block in _blocks(weight):
         block.masked_fill_(block.abs() < threshold, 0)
+        more += int(block.count_nonzero())
+    for _, block in reversed(list(_blocks(weight))):
+        if more <= 0:
+            break
+        equal = (block.abs() == threshold).nonzero().view(-1)[-more:]
+        block[equal] = 0
+        more -= len(equal)
     return threshold

@@ -1,15 +1,24 @@
 """A sparse table for serving: ``kept`` values of a ``rows x width`` table and an index that finds them.
 
-The index is whichever of three forms weighs least for the given shape (weighed on ``meta`` builds, no formula):
+There are six forms of index, weighed on ``meta`` builds (no formula). From many values per row to few:
 
-- :class:`Csr`: row pointers and one small column number per value (the paper's CSR with 8-bit columns where they fit);
-- :class:`Coo`: the sorted flat position of each value, found by binary search (the paper's COO scans all positions
-  for every id, 1.33 s per batch in its Table 6; this reads log2(kept) of them);
-- :class:`Bitmask`: one bit per element and a running count every 256 bits.
+- :class:`Bitmask`: one bit per element, and the number of values before every 64 of them;
+- :class:`PackedCsr`: of every 8 rows one int64 that holds the number of values before them and in each of them, and
+  half a byte per value for its column (at width 16);
+- :class:`Csr`: row pointers and a column per value, as in the paper, with 8-bit columns where they fit;
+- :class:`Grouped8`, :class:`Grouped16`: the flat position of each value as one byte within 256 elements, or as two
+  bytes within 65,536, and how many values stand before such a group. A bounded binary search inside the group finds
+  a row, wherever the row stands in the table;
+- :class:`Coo`: the sorted flat position of each value, by binary search over all of them (the paper's COO scans all
+  positions for every id, 1.33 s per batch in its Table 6).
 
-No lookup touches more than the rows asked for.
+The first of these within 5 % of the lightest is taken: they stand in the order of their speed, and as bytes per value
+fall and bytes per row rise in this order, a table with more values never weighs less. No lookup touches more than the
+rows asked for.
 """
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +26,9 @@ from torch import Tensor, nn
 from .memory import memory
 from .select import largest
 from .tables import FloatArray, Holder, take
+
+NEARLY = 1.05                            # forms within this factor of the lightest count as equally light
+MANY = 3                                 # values per row of a batch from which whole windows are read
 
 
 def smallest_int(top: int) -> torch.dtype:
@@ -30,83 +42,237 @@ def smallest_int(top: int) -> torch.dtype:
 def popcount(x: Tensor) -> Tensor:
     """Number of set bits of each int64."""
     x = x - ((x >> 1) & 0x5555555555555555)
-    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
-    return (x * 0x0101010101010101) >> 56
+    x = ((x >> 2) & 0x3333333333333333).add_(x.bitwise_and_(0x3333333333333333))
+    x = (x >> 4).add_(x).bitwise_and_(0x0F0F0F0F0F0F0F0F)
+    return x.mul_(0x0101010101010101).bitwise_right_shift_(56)
+
+
+def windows(array: Tensor, start: Tensor, length: int) -> Tensor:
+    """``array [n]`` from each of ``start [k]`` on -> ``[k, length]``, one contiguous read each."""
+    return array.as_strided((len(array) - length + 1, length), (1, 1)).index_select(0, start)
+
+
+@functools.lru_cache(maxsize=8)
+def _byte_tables(device) -> tuple[Tensor, Tensor, Tensor]:
+    """For every byte, as the 8 bytes of an int64: the bits set before each bit, and 255 where a bit is set; and the
+    number of bits set."""
+    with torch.inference_mode(False):
+        bit = torch.arange(256)[:, None] >> torch.arange(8) & 1
+        rank, present = (x.to(torch.uint8).view(torch.int64).view(-1) for x in (bit.cumsum(1) - bit, bit * 255))
+        return rank.to(device), present.to(device), bit.sum(1).to(device)
+
+
+@functools.lru_cache(maxsize=8)
+def _inside(width: int, device) -> Tensor:
+    """1 for the places ``a .. a + c - 1`` of ``width``, else 0, in row ``a (width + 1) + c``."""
+    with torch.inference_mode(False):
+        ahead = torch.arange(width + 1)[:, None, None]
+        count, slot = torch.arange(width + 1)[:, None], torch.arange(width)
+        return ((slot >= ahead) & (slot < ahead + count)).float().flatten(0, 1).to(device)
+
+
+class RunningCounts(nn.Module):
+    """How many values stand before each of ``n`` marks: int16 within runs of ``run`` marks, ``cells`` at most.
+
+    Between two marks there are at most ``65,536 / run`` values.
+    """
+
+    def __init__(self, n: int, run: int, cells: int, device=None):
+        super().__init__()
+        self.shift = run.bit_length() - 1
+        self.register_buffer("top", torch.zeros(-(-n // run), dtype=smallest_int(cells + (1 << 15)), device=device))
+        self.register_buffer("low", torch.zeros(n, dtype=torch.int16, device=device))
+
+    def fill(self, before: Tensor) -> None:
+        top = before[::1 << self.shift] + (1 << 15)              # so that what is left fits a signed number
+        self.top.copy_(top)
+        self.low.copy_(before - top.repeat_interleave(1 << self.shift)[:len(before)])
+
+    def at(self, mark: Tensor) -> Tensor:
+        return take(self.top, mark >> self.shift) + take(self.low, mark)
 
 
 class Bits(nn.Module):
-    """``n`` bits with constant-time rank: words of 64 bits and a running count every 4 words."""
-
-    PER_COUNT = 4                        # words per running count: 256 bits, hence the shifts by 8 below
+    """``n`` bits with constant-time rank: words of 64 bits, and the number of bits set before each."""
 
     def __init__(self, n: int, device=None):
         super().__init__()
-        words = -(-max(n, 1) // (64 * self.PER_COUNT)) * self.PER_COUNT
+        words = -(-max(n, 1) // 64)
         self.register_buffer("words", torch.zeros(words, dtype=torch.int64, device=device))
-        self.register_buffer("before", torch.zeros(words // self.PER_COUNT, dtype=smallest_int(n), device=device))
+        self.before = RunningCounts(words, 1024, n, device)
 
     def fill(self, positions: Tensor) -> None:
         """Set the bits at sorted distinct ``positions [k]``."""
         # distinct bits of one word add up without carry, so addition is a bitwise or (bit 63 wraps to the sign)
         self.words.index_add_(0, positions >> 6, torch.ones_like(positions) << (positions & 63))
-        counts = popcount(self.words.view(-1, self.PER_COUNT)).sum(1)
-        self.before.copy_(counts.cumsum(0) - counts)
+        counts = popcount(self.words)
+        self.before.fill(counts.cumsum(0) - counts)
+
+    def locate(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """How many bits are set before ``position``, and whether it is set itself."""
+        word = position >> 6
+        # shifted so that the position's own bit is the sign and only lower ones are left beside it
+        own = take(self.words, word) << ((position & 63) ^ 63)
+        return popcount(own << 1).add_(self.before.at(word)), own < 0
+
+    def rank(self, position: Tensor) -> Tensor:
+        return self.locate(position)[0]
 
     def get(self, position: Tensor) -> Tensor:
         return (take(self.words, position >> 6) >> (position & 63)) & 1
-
-    def rank(self, position: Tensor) -> Tensor:
-        """How many bits are set before ``position``."""
-        group, within = position >> 8, position & 255
-        words = take(self.words.view(-1, self.PER_COUNT), group)
-        # whole words before the position's own, then the lower bits of that one
-        full = (torch.arange(self.PER_COUNT, device=position.device) < (within >> 6)[..., None])
-        own = take(self.words, position >> 6) & ((torch.ones_like(position) << (position & 63)) - 1)
-        return take(self.before, group).long() + (popcount(words) * full).sum(-1) + popcount(own)
 
 
 class Bitmask(nn.Module):
     def __init__(self, rows: int, width: int, kept: int, device=None):
         super().__init__()
-        self.width = width
+        self.width, self.kept = width, kept
         self.bits = Bits(rows * width, device)
+
+    @staticmethod
+    def fits(width: int) -> bool:
+        return True
 
     def fill(self, keys: Tensor) -> None:
         self.bits.fill(keys)
 
     def gather(self, row: Tensor, values: FloatArray) -> Tensor:
-        start = row * self.width
-        column = torch.arange(self.width, device=row.device)
-        if 64 % self.width == 0:                     # a row lies within one word: one gather instead of one per bit
-            present = (take(self.bits.words, start >> 6) >> (start & 63))[..., None] >> column & 1
-        else:
-            present = self.bits.get(start[..., None] + column)
-        position = self.bits.rank(start)[..., None] + present.cumsum(-1) - present
+        first = row * self.width
+        if self.width not in (8, 16, 32, 64) or self.kept < self.width:
+            return self._gather_bits(first, values)
+        # a row lies within one word: shifted to its lower end, its bytes are spread by small tables
+        word, shift = first >> 6, first & 63
+        word, before = take(self.bits.words, word), self.bits.before.at(word)
+        start = popcount((word << (shift ^ 63)) << 1).add_(before)
+        byte = (word >> shift).view(torch.uint8).view(-1, 8)[:, :self.width // 8].int()
+        rank, present, count = (take(table, byte) for table in _byte_tables(row.device))
+        place = start.clamp(max=self.kept - self.width)              # near the end a window must begin earlier
+        ahead = count.cumsum(1).sub_(count).add_((start - place)[:, None])
+        rank.add_(ahead.mul_(0x0101010101010101)).bitwise_and_(present)
+        out = values.blocks(place, self.width).gather(1, rank.view(torch.uint8).long())
+        return out.mul_(present.bitwise_and_(0x0101010101010101).view(torch.uint8).float())
+
+    def _gather_bits(self, first, values):
+        present = self.bits.get(first[:, None] + torch.arange(self.width, device=first.device))
+        position = self.bits.rank(first)[:, None] + present.cumsum(-1) - present
         # places before a row's first value or past the last of all are read and multiplied by zero
-        return values.gather(position.clamp_(max=values.shape[0] - 1)) * present
+        return values.gather(position.clamp_(max=self.kept - 1)) * present
 
 
-def scatter_rows(values: FloatArray, start: Tensor, inside, column, width: int) -> Tensor:
-    """Rows ``[..., width]`` whose values stand one after the other from ``start [...]``.
+class Index(nn.Module):
+    """Values of a row stand one after the other: ``span`` says where, ``columns`` says in which columns."""
 
-    ``column(place)`` gives the columns of stored values, ``inside(position, column)`` whether they belong to the row.
-    """
-    position = start[..., None] + torch.arange(width, device=start.device)
-    place = position.clamp(max=values.shape[0] - 1)
-    found = column(place)
-    kept = inside(position, found)
-    out = torch.zeros(start.shape + (width + 1,), device=start.device)
-    # what is not of the row goes to a column that is cut off
-    return out.scatter_(-1, torch.where(kept, found, width), values.gather(place))[..., :width]
+    def span(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Place of the first value of each row [k], and the number of its values."""
+        raise NotImplementedError
+
+    def columns(self, place: Tensor, row: Tensor, owner: Tensor) -> Tensor:
+        """Column of the value at each ``place [t]``, which belongs to ``row[owner [t]]``."""
+        raise NotImplementedError
+
+    def window(self, place: Tensor, row: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """``value [k, width]``, stored from each of ``place [k]`` on, in parts with their columns; any column for what
+        is not of ``row``."""
+        raise NotImplementedError
+
+    def gather(self, row: Tensor, values: FloatArray) -> Tensor:
+        width = self.width
+        if not len(row):
+            return torch.zeros(0, width, device=row.device)
+        start, count = self.span(row)
+        end = count.cumsum(0)
+        total = int(end[-1])
+        if total <= MANY * len(row) or self.kept < width:            # value by value
+            owner = torch.repeat_interleave(count, output_size=total)
+            place = (start + count).sub_(end).index_select(0, owner).add_(torch.arange(total, device=row.device))
+            target = self.columns(place, row, owner) + owner.mul_(width)
+            out = torch.zeros(len(row) * width, device=row.device)
+            return out.scatter_(0, target, values.gather(place)).view(-1, width)
+        place = start.clamp(max=self.kept - width)                   # near the end a window must begin earlier
+        ahead = (start - place).mul_(width + 1).add_(count)
+        inside = _inside(width, row.device).index_select(0, ahead)
+        value = values.blocks(place, width).mul_(inside)
+        out = torch.zeros(len(row), width, device=row.device)
+        for column, part in self.window(place, row, value):          # what is not of the row is added as zero
+            out.scatter_add_(1, column.long(), part)
+        return out
 
 
-class Csr(nn.Module):
+class PackedCsr(Index):
+    """One int64 per 8 rows: their numbers of values, and above these the number of values before them, relative to
+    that of a larger block of rows."""
+
     def __init__(self, rows: int, width: int, kept: int, device=None):
         super().__init__()
-        self.rows, self.width = rows, width
-        self.register_buffer("pointer", torch.zeros(rows + 1, dtype=smallest_int(kept), device=device))
+        self.rows, self.width, self.kept = rows, width, kept
+        self.bits = max(3, width.bit_length())                       # of one row's number of values
+        self.half = 1 << (63 - 8 * self.bits)                        # relative counts are -half .. half - 1
+        self.shift = min(20, (2 * self.half // width).bit_length() - 1)
+        self.register_buffer("word", torch.zeros(-(-rows // 8), dtype=torch.int64, device=device))
+        self.register_buffer("base", torch.zeros(((rows - 1) >> self.shift) + 1, device=device,
+                                                 dtype=smallest_int(rows * width + self.half)))
+        self.packed = width <= 16
+        self.register_buffer("column", torch.zeros(-(-kept // 2) + 8 if self.packed else kept, dtype=torch.uint8,
+                                                   device=device))
+
+    @staticmethod
+    def fits(width: int) -> bool:
+        return width < 64
+
+    def fill(self, keys: Tensor) -> None:
+        run = 1 << self.shift
+        for block in range(0, self.rows, run):
+            row = torch.arange(block, block + (min(run, self.rows - block) + 7) // 8 * 8 + 1, device=keys.device)
+            start = torch.searchsorted(keys, row * self.width)       # rows past the end have no values
+            self.base[block >> self.shift] = start[0] + self.half
+            word = (start[:-1:8] - start[0] - self.half) << (8 * self.bits)
+            for i, count in enumerate(start.diff().view(-1, 8).unbind(1)):
+                word += count << (i * self.bits)
+            self.word[block >> 3:(block >> 3) + len(word)] = word
+        column = (keys % self.width).to(torch.uint8)
+        if self.packed:
+            self.column[:-(-self.kept // 2)] = column[::2]
+            self.column[:self.kept // 2] += column[1::2] << 4
+        else:
+            self.column.copy_(column)
+
+    def span(self, row):
+        bits = self.bits
+        word, at = take(self.word, row >> 3), (row & 7).mul_(bits)
+        count = (word >> at).bitwise_and_((1 << bits) - 1)
+        # the counts below the row's own: neighbours are added into fields of twice the bits, then a product adds all
+        below = word & (1 << at).sub_(1)
+        fields = sum((1 << bits) - 1 << 2 * bits * i for i in range(4))
+        below = (below >> bits).bitwise_and_(fields).add_(below.bitwise_and_(fields))
+        below.mul_(sum(1 << 2 * bits * i for i in range(4))).bitwise_right_shift_(6 * bits)
+        below.bitwise_and_((1 << 2 * bits) - 1)
+        return below.add_(word.bitwise_right_shift_(8 * bits)).add_(take(self.base, row >> self.shift)), count
+
+    def columns(self, place, row, owner):
+        if not self.packed:
+            return take(self.column, place)
+        return (take(self.column, place >> 1) >> ((place & 1) << 2)) & 15
+
+    def window(self, place, row, value):
+        if not self.packed:
+            return [(windows(self.column, place, self.width), value)]
+        at, odd = place >> 1, place & 1
+        half, last = windows(self.column, at, 8).view(torch.int64).view(-1), take(self.column, at + 8).long()
+        # from an odd place on: half a byte further, with the lower half of the ninth byte on top
+        half = torch.where(odd.bool(), ((half >> 4) & ((1 << 60) - 1)) | (last << 60), half)
+        even, odd = ((half >> i & 0x0F0F0F0F0F0F0F0F).view(torch.uint8).view(-1, 8) for i in (0, 4))
+        return [(even[:, :(self.width + 1) // 2], value[:, ::2]), (odd[:, :self.width // 2], value[:, 1::2])]
+
+
+class Csr(Index):
+    def __init__(self, rows: int, width: int, kept: int, device=None):
+        super().__init__()
+        self.rows, self.width, self.kept = rows, width, kept
+        self.register_buffer("pointer", torch.zeros(rows + 1, dtype=smallest_int(rows * width), device=device))
         self.register_buffer("column", torch.zeros(kept, dtype=smallest_int(width - 1), device=device))
+
+    @staticmethod
+    def fits(width: int) -> bool:
+        return True
 
     def fill(self, keys: Tensor, block: int = 1 << 22) -> None:
         for start in range(0, self.rows + 1, block):
@@ -114,45 +280,121 @@ class Csr(nn.Module):
             self.pointer[start:start + block] = torch.searchsorted(keys, row * self.width)
         self.column.copy_(keys % self.width)
 
-    def gather(self, row: Tensor, values: FloatArray) -> Tensor:
-        end = take(self.pointer, row + 1).long()[..., None]
-        return scatter_rows(values, take(self.pointer, row).long(), lambda position, column: position < end,
-                            lambda place: take(self.column, place).long(), self.width)
+    def span(self, row):
+        start = take(self.pointer, row).long()
+        return start, take(self.pointer, row + 1) - start
+
+    def columns(self, place, row, owner):
+        return take(self.column, place)
+
+    def window(self, place, row, value):
+        return [(windows(self.column, place, self.width), value)]
 
 
-class Coo(nn.Module):
+class Coo(Index):
+    """The flat position of each value."""
+
     def __init__(self, rows: int, width: int, kept: int, device=None):
         super().__init__()
-        self.width = width
+        self.width, self.kept = width, kept
         self.register_buffer("key", torch.zeros(kept, dtype=smallest_int(rows * width - 1), device=device))
+
+    @staticmethod
+    def fits(width: int) -> bool:
+        return True
 
     def fill(self, keys: Tensor) -> None:
         self.key.copy_(keys)
 
-    def gather(self, row: Tensor, values: FloatArray) -> Tensor:
-        first = row * self.width                     # one search per row, for its first value; its others follow
-        start = torch.searchsorted(self.key, first.to(self.key.dtype))
+    def rank(self, element: Tensor) -> Tensor:
+        """How many values stand before each flat position [k]."""
+        if self.key.dtype in (torch.int32, torch.int64):
+            return torch.searchsorted(self.key, element.to(self.key.dtype))     # one past the last fits: rows x width
+        return torch.searchsorted(self.key.int(), element.int())                # at most 32,767 elements
 
-        def inside(position, column):
-            return (column >= 0) & (column < self.width) & (position < len(self.key))
+    def span(self, row):
+        first = row * self.width
+        start, count = self.rank(first), torch.zeros_like(row)
+        # most rows of a very sparse table have no value: their end is not looked for
+        column = self._column(take(self.key, start.clamp(max=self.kept - 1)), first)
+        some = ((column >= 0) & (column < self.width)).nonzero().view(-1)
+        count[some] = (self.rank(take(first, some) + self.width) - take(start, some)).long()
+        return start.long(), count
 
-        return scatter_rows(values, start, inside, lambda place: take(self.key, place) - first[..., None], self.width)
+    def _column(self, key, first):
+        return key - first
+
+    def columns(self, place, row, owner):
+        return self._column(take(self.key, place), (row * self.width).index_select(0, owner))
+
+    def window(self, place, row, value):
+        column = self._column(windows(self.key, place, self.width), (row * self.width)[:, None])
+        return [(column.clamp_(0, self.width - 1), value)]
 
 
-FORMATS = {"csr": Csr, "coo": Coo, "bitmask": Bitmask}
+class Grouped8(Coo):
+    """The position of each value within its group of ``2 ** BITS`` elements, and the number of values before each
+    group."""
+
+    BITS, DTYPE, BIAS = 8, torch.uint8, 0
+
+    def __init__(self, rows: int, width: int, kept: int, device=None):
+        Index.__init__(self)
+        self.width, self.kept, self.groups = width, kept, ((rows * width) >> self.BITS) + 2
+        self.mask = (1 << self.BITS) - 1
+        self.register_buffer("key", torch.zeros(kept, dtype=self.DTYPE, device=device))
+        self.before = RunningCounts(self.groups, 1 << (16 - self.BITS), rows * width, device)
+
+    @classmethod
+    def fits(cls, width: int) -> bool:
+        return width <= 1 << cls.BITS
+
+    def fill(self, keys):
+        group = torch.arange(self.groups, device=keys.device) << self.BITS
+        self.before.fill(torch.searchsorted(keys, group))
+        self.key.copy_((keys & self.mask) - self.BIAS)
+
+    def rank(self, element):
+        group = element >> self.BITS
+        place, end = self.before.at(group), self.before.at(group + 1)
+        low = (element & self.mask).sub_(self.BIAS).to(self.DTYPE)
+        step = 1 << int((end - place).max() if len(place) else 0).bit_length() >> 1
+        while step:                                                  # those below stand at the front of the group
+            probe = place + (step - 1)
+            smaller = take(self.key, probe.clamp(max=self.kept - 1)) < low
+            place += (smaller & (probe < end)) * step
+            step >>= 1
+        return place
+
+    def _column(self, key, first):
+        return (key + self.BIAS - first) & self.mask
+
+
+class Grouped16(Grouped8):
+    BITS, DTYPE, BIAS = 16, torch.int16, 1 << 15
+
+
+# from the fastest to the slowest
+FORMATS = {"bitmask": Bitmask, "packed_csr": PackedCsr, "csr": Csr, "grouped8": Grouped8, "grouped16": Grouped16,
+           "coo": Coo}
 
 
 class SparseTable(Holder):
-    """``kept`` values of a ``rows x width`` table. ``form`` names the index, the lightest one unless given."""
+    """``kept`` values of a ``rows x width`` table. ``form`` names the index (unless given: see above)."""
 
     def __init__(self, rows: int, width: int, kept: int, form: str | None = None, device=None):
         super().__init__()
         if not 0 <= kept <= rows * width:
             raise ValueError(f"kept={kept}: expected 0 <= kept <= {rows * width} values")
-        self.shape, self.kept = (rows, width), kept
         if form is None:
-            form = min(FORMATS, key=lambda f: memory(FORMATS[f](rows, width, kept, "meta")))
-        self.form = form
+            # values included: 4 bytes each
+            weights = {name: memory(index(rows, width, kept, "meta")) + 4 * kept
+                       for name, index in FORMATS.items() if index.fits(width)}
+            form = next(name for name, weight in weights.items() if weight <= NEARLY * min(weights.values()))
+        elif form not in FORMATS or not FORMATS[form].fits(width):
+            able = ", ".join(name for name, index in FORMATS.items() if index.fits(width))
+            raise ValueError(f"form={form!r}: expected one of {able} at width {width}")
+        self.shape, self.kept, self.form = (rows, width), kept, form
         self.index = FORMATS[form](rows, width, kept, device)
         with torch.device(device or torch.get_default_device()):
             self.values = FloatArray(kept)
@@ -171,7 +413,7 @@ class SparseTable(Holder):
     def gather(self, index):
         if not self.kept:
             return torch.zeros(index.shape + (self.shape[1],), device=index.device)
-        return self.index.gather(index, self.values)
+        return self.index.gather(index.reshape(-1), self.values).view(index.shape + (self.shape[1],))
 
     def quantised(self, bits):
         table = SparseTable(*self.shape, self.kept, self.form, "meta")
