@@ -564,9 +564,9 @@ def test_the_smallest_rows_go_where_one_number_each_is_too_much():
 def ranks(tmp_path_factory):
     """A large field whose ids differ by one number, and two small ones whose pairs need many."""
     rng = np.random.default_rng(1)
-    sizes, rows = [3000, 24, 24], 24_000
+    sizes, rows = [2000, 20, 20], 16_000
     ids = np.stack([rng.integers(0, size, rows) for size in sizes], 1)
-    effect, pair = rng.normal(size=3000), rng.normal(size=(24, 24))
+    effect, pair = rng.normal(size=2000), rng.normal(size=(20, 20))
     logit = 1.5 * effect[ids[:, 0]] + 1.5 * pair[ids[:, 1], ids[:, 2]]
     return write(tmp_path_factory.mktemp("data") / "ranks", sizes, ids, logit)
 
@@ -575,7 +575,7 @@ def ranks(tmp_path_factory):
 def idle(tmp_path_factory):
     """A field of which most ids say nothing, another that says nothing at all, and one that matters."""
     rng = np.random.default_rng(2)
-    sizes, rows = [1500, 3000, 30], 24_000
+    sizes, rows = [1500, 3000, 30], 16_000
     ids = np.stack([zipf_ids(rng, 1500, rows, 0.6), rng.integers(0, 3000, rows), rng.integers(0, 30, rows)], 1)
     effect = 2 * rng.normal(size=1500)
     logit = effect[ids[:, 0]] + rng.normal(size=30)[ids[:, 2]]

@@ -1,4 +1,4 @@
-"""Sparse tables: six forms of index, each against the masked dense table; which is chosen; ranks; maps of marked ids."""
+"""Sparse tables: six forms of index, each against the masked dense table; which is taken; ranks and maps of ids."""
 from __future__ import annotations
 
 import numpy as np
@@ -91,7 +91,8 @@ def test_a_light_form_is_chosen_and_more_values_never_weigh_less():
     for width in (1, 8, 16, 32, 100, 300):
         for rows in (30, 5000, 3_000_000):
             cells, forms, before = rows * width, [], 0
-            for kept in sorted({round(cells * i / 40) for i in range(41)} | {round(cells ** (i / 19)) for i in range(20)}):
+            even, low = {round(cells * i / 40) for i in range(41)}, {round(cells ** (i / 19)) for i in range(20)}
+            for kept in sorted(even | low):
                 table = SparseTable(rows, width, kept, device="meta")
                 weights = [memory(SparseTable(rows, width, kept, form, device="meta"))
                            for form in FORMATS if FORMATS[form].fits(width)]

@@ -99,7 +99,7 @@ def test_gradients_are_those_of_the_definition():
         rows, gradient = core.touched()
         touched = expected.grad.abs().sum(1).nonzero()[:, 0]      # and no other row: free slots leave none behind
         assert rows.tolist() == touched.tolist()
-        torch.testing.assert_close(gradient.double(), expected.grad[rows], rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(gradient.double(), expected.grad[rows], rtol=1e-4, atol=1e-7)
 
 
 @settings(max_examples=80, deadline=None)
@@ -187,6 +187,37 @@ def test_the_published_start_grows_with_the_rank():
 def test_bad_options_are_refused(option):
     with pytest.raises(ValueError, match=f"{option.partition('=')[0]}=.*expected"):
         ec.make(f"tt_rec({option})", [100, 50], 4)
+
+
+def table_of(emb):
+    """All vectors of a module with one field."""
+    with torch.no_grad():
+        return emb(torch.arange(emb.fields.n))
+
+
+def test_fit_recovers_a_table_of_its_rank_and_keeps_the_bounds_of_others():
+    truth = table_of(ec.make("tt_rec(rank=5)", 729, 16, seed=3)) * 100
+    for rank in (5, 9):                                           # also with rank to spare
+        small = ec.compress(truth, f"tt_rec(rank={rank})")
+        torch.testing.assert_close(table_of(small), truth, rtol=1e-3, atol=1e-4 * float(truth.std()))
+    c, b, a = grid(700)
+    rough = torch.randn(a * b * c, 16, generator=torch.Generator().manual_seed(0))[:700]
+    errors = []
+    for rank in (2, 6, 10):
+        error = (table_of(ec.compress(rough, f"tt_rec(rank={rank})")) - rough).square().sum().item()
+        grown = torch.nn.functional.pad(rough, (0, 0, 0, a * b * c - 700)).view(a, b, c, 2, 2, 4)
+        first = grown.permute(2, 3, 0, 1, 4, 5).reshape(c * 2, -1)
+        third = grown.permute(0, 5, 1, 2, 3, 4).reshape(a * 4, -1)
+        tails = [torch.linalg.svdvals(cut)[rank:].square().sum().item() for cut in (first, third)]
+        assert max(tails) * 0.99 - 1e-3 <= error <= sum(tails) * 1.001 + 1e-3           # the bounds of TT-SVD
+        errors.append(error)
+    assert errors == sorted(errors, reverse=True)
+    emb = ec.make("tt_rec(rank=5)", [3, 729, 2, 729], 16)         # plain fields are copied
+    emb.fit(torch.cat([rough[:3], truth, rough[3:5], truth.flip(0)]))        # flipped it still has rank 5
+    with torch.no_grad():
+        x = emb(torch.tensor([[2, 5, 1, 700]]))[0]
+    expected = torch.stack([rough[2], truth[5], rough[4], truth[28]])
+    torch.testing.assert_close(x, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_tt_rec_pays_where_effects_factor_over_the_digits(tmp_path):

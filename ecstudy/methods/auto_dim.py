@@ -1,10 +1,11 @@
 r"""Widths per field found by a differentiable search: every field tries several and learns how much each matters.
 
-**Idea** (AutoDim; Zhao et al., WWW 2021, arXiv 2006.14827). Each id has a row of every candidate width $c \in \{2, 4,
-8, \dots, D\}$, lifted to $D$ by a matrix per field and candidate and normalised over the batch. A field takes their
-mixture with weights $p_f = \mathrm{softmax}\big((\log \mathrm{softmax}(a_f) + g) / \tau\big)$, $g$ Gumbel noise, so
-that for small $\tau$ one candidate is drawn per batch. Weights learn on training rows, the scores $a_f$ on validation
-rows. Then each field keeps the candidate of the highest score.
+**Idea** (AutoDim; Zhao et al., WWW 2021, arXiv 2006.14827). Each id has a row of every candidate width
+$c \in \{2, 4, 8, \dots, D\}$, lifted to $D$ by a matrix per field and candidate and normalised over the batch.
+A field takes their mixture with weights
+$p_f = \mathrm{softmax}\big((\log \mathrm{softmax}(a_f) + g) / \tau\big)$, $g$ Gumbel noise, so that for small
+$\tau$ one candidate is drawn per batch. Weights learn on training rows, the scores $a_f$ on validation rows. Then
+each field keeps the candidate of the highest score.
 
 **Stored** the rows of all fields end to end, and a matrix and a bias per field narrower than $D$. **Size** by
 ``cells``, the most numbers all this may take. The paper's method cannot be given a budget: it ends where the largest
@@ -22,11 +23,11 @@ rows are better on a small log (validation AUC 0.749 against 0.740 on the study'
 overfit at once. Noise is drawn in training only; the published code draws it at validation too, so the same state has
 a different score each time. The temperature falls from 1 to 0.01 within ``anneal`` epochs (1, about the published
 309,375 steps on Criteo) instead of a number of steps that a small log never takes. Scores begin at 0 and move by Adam
-with ``alpha_lr``: plain SGD at the published 0.001 moves them by less than 0.001 in a search, too little to tell
-candidates apart. A field at full width keeps plain rows, without matrix and bias, and so does a field whose rows and
-matrix would not be smaller than that. In the search there are no biases: normalisation cancels them. Gradients of the
-scores are first-order, the published default, and taken with running statistics; ``second_order=True`` adds the
-published finite-difference term (r = 0.01), with one noise for both differences.
+with ``alpha_lr``: by plain SGD at the published 0.001 they hardly move (their gradients are of the order of 0.001),
+so candidates stay level. A field at full width keeps plain rows, without matrix and bias, and so does a field whose
+rows and matrix would not be smaller than that. In the search there are no biases: normalisation cancels them.
+Gradients of the scores are first-order, the published default, and taken with running statistics;
+``second_order=True`` adds the published finite-difference term (r = 0.01), with one noise for both differences.
 """
 from __future__ import annotations
 

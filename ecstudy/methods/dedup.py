@@ -13,7 +13,8 @@ that can hold it. Row $i$ is found at $b \cdot map[i\,/\!/\,b] + i \bmod b$. **S
 block and the map are unreachable.
 
 **Training** two stages: the full table until validation stops improving, so 300 % whatever the budget; then, with the
-blocks shared, everything once more, by a fresh optimiser. The search for duplicates takes seconds on a small log.
+blocks shared, everything once more, by a fresh optimiser. The search for duplicates takes about twenty seconds of one
+core at Criteo's 33.8 million rows.
 
 **Deviations** The study's blocks have 10,000 rows (``block=10000``), which leaves 3 blocks at 0.1 % of Criteo; here
 there are 65,536 blocks at most, so $b$ is 516 on Criteo. Its thresholds are fixed ($\epsilon = 0.01$, $s = 0.7$,

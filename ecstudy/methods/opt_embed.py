@@ -1,11 +1,12 @@
 r"""Rows below a learned threshold are dropped, and widths per field evolve on one network trained for all of them.
 
-**Idea** (OptEmbed; Lyu et al., CIKM 2022, arXiv 2208.04482). A full table is trained so that any part of it works: $e
-= s(\lVert v \rVert_1 - t_f)\; m_w \odot v$, with a step $s$ that drops rows of norm below the threshold $t_f$ of
-their field, and a mask $m_w$ that keeps the first $w$ numbers, $w$ drawn anew for every id of a batch. Thresholds
-learn through a surrogate gradient of the step ($2 - 4|x|$ to $|x| = 0.4$, then 0.4 to $|x| = 1$, then 0) and are
-pushed up by the penalty $\sum_f e^{-t_f}$. Then widths per field evolve: each candidate is judged by validation AUC
-without training, half of every generation are mutations and half are crossings of the better half of the one before.
+**Idea** (OptEmbed; Lyu et al., CIKM 2022, arXiv 2208.04482). A full table is trained so that any part of it works:
+$e = s(\lVert v \rVert_1 - t_f)\; m_w \odot v$, with a step $s$ that drops rows of norm below the threshold
+$t_f$ of their field, and a mask $m_w$ that keeps the first $w$ numbers, $w$ drawn anew for every id of a batch.
+Thresholds learn through a surrogate gradient of the step ($2 - 4|x|$ to $|x| = 0.4$, then 0.4 to $|x| = 1$,
+then 0) and are pushed up by the penalty $\sum_f e^{-t_f}$. Then widths per field evolve: each candidate is judged by
+validation AUC without training, half of every generation are mutations and half are crossings of the better half of
+the one before.
 
 **Stored** the kept rows end to end, each as wide as its field, and which ids are kept: one bit each with running
 counts, or their sorted list, whichever is lighter; nothing if all are. Dropped ids look up zeros. No matrices: what
@@ -19,9 +20,12 @@ share it), the evolution, ``generations * population`` passes over the validatio
 before, and the chosen part trained on from the supernet's weights with a fresh optimiser.
 
 **Deviations** Candidates are values: the published code mutates lists in place, so its best candidate may change
-after it was judged. A crossing cuts the list of fields at any of them; the published one cuts at a number below D,
-which leaves later fields to one parent. The map of kept ids is weighed; the paper's figures leave its remap, one
-int32 per id, out. Thresholds move by ``t_lr``, by default faster than published (1e-4), see below.
+after it was judged. A crossing cuts the list of fields at any of them; the published one draws a number below D, so
+later fields always come from one parent. The map of kept ids is weighed; the paper's figures leave its remap, one
+int32 per id, out. Thresholds move as published (``t_lr`` 1e-4, ``push`` 1e-5), which on a log of some thousand steps
+is too little to drop a row; on the study's real sample a rate of 1 dropped 0.006 % of them and did not help. There
+the evolution matters little too: 24 candidates lead to the validation AUC of 600 within 0.001. Rows that no training
+id touched keep their initial values and their place.
 """
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ $(\sigma / R)^{1/3}$: the product, a sum over $R^2$ paths, then has that of the 
 the published code the normal distribution is cut *inside* two standard deviations and scaled by the number of rows
 alone (``init="paper"``), so embeddings start larger the larger the rank, at Criteo's sizes about 15,000 times as large
 as the full table's at the 50 % budget. Dimensions that are no power of two are split as evenly as they allow
-(768 is $8 \cdot 8 \cdot 12$). The authors' cache of frequent rows is left out, as in the study.
+(768 is $8 \cdot 8 \cdot 12$). The authors' cache of frequent rows is left out, as in the study. ``fit`` is the TT-SVD
+of each field: two truncated singular value decompositions, one after the other; it holds a whole field in memory.
 """
 from __future__ import annotations
 
@@ -32,12 +33,14 @@ from typing import Callable, Iterable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..fields import derived
 from ..method import Method
-from ..tables import FloatTable, take
+from ..tables import FloatTable, as_rows, take
 
 BLOCK = 1 << 19                      # numbers worked on at once, 2 MiB: they stay in the cache
+ROWS = 1 << 18                       # rows of a given matrix read at once
 
 
 def grid(n: int) -> tuple[int, int, int]:
@@ -133,39 +136,46 @@ class TtRec(Method):
 
     def lookup(self, codes):
         row, distinct, inverse = codes
-        vectors, places = [], []
+        vectors, places = [torch.empty(0, self.dim, device=row.device)], []
         if self.cores:
             blocks, index, slot = self.layout(distinct)
             vectors += map(self.multiply, *self.operands(blocks, index))
             places.append(take(slot, inverse))
         if self.table:
-            vectors.append(self.table.gather(row.reshape(-1)))
             first = len(index[0]) if self.cores else 0
+            vectors.append(self.table.gather(row.reshape(-1)))
             places.append(torch.arange(first, first + row.numel(), device=row.device).view(row.shape))
-        return take(torch.cat(vectors), torch.cat(places, 1).index_select(1, self.place))
+        vectors = torch.cat(vectors)                                  # parts are freed before the result is made
+        return take(vectors, torch.cat(places, 1).index_select(1, self.place))
 
     def layout(self, distinct: Tensor, padded: bool = True):
-        """Distinct ids in groups that share a row of the middle core, groups of alike sizes one after the other.
+        """Distinct ids in groups that share a row of the middle core, the largest groups first.
 
-        Returns blocks as (groups, ids of each group), the rows of the cores, and the slot of each distinct id.
+        Returns blocks of equal groups as (groups, ids of each), the rows of the cores, and the slot of each distinct
+        id. Groups are padded to the next larger size where that costs less than a block of their own.
         """
-        row1, count = torch.unique_consecutive(distinct >> (self.bits[0] + self.bits[2]), return_counts=True)
-        size = count
-        if padded:                                                    # sizes 1 to 8, 10, 12, 14, 16, 20, 24, ...
-            unit = (torch.frexp((count - 1).double()).exponent - 3).clamp(min=0)
-            size = (((count - 1) >> unit) + 1) << unit
-        size, order = size.sort(stable=True)
-        begin = torch.empty_like(size).scatter_(0, order, size.cumsum(0) - size)
-        slot = torch.arange(len(distinct), device=size.device)
-        source = slot.new_zeros(int(size.sum()))                      # free slots repeat an id
-        shift = begin - (count.cumsum(0) - count)
-        slot = slot + torch.repeat_interleave(shift, count, output_size=len(slot))
-        key = take(distinct, source.scatter_(0, slot, torch.arange(len(slot), device=size.device)))
-        low = key & ((1 << (self.bits[0] + self.bits[2])) - 1)
-        index = low >> self.bits[2], take(row1, order), low & ((1 << self.bits[2]) - 1)
-        blocks, most = [], BLOCK if size.device.type == "cpu" else 64 * BLOCK
-        each = self.widths[0] * (1 + self.columns[1]) + self.widths[2] + self.dim          # of an id, in the products
+        device, low = distinct.device, self.bits[0] + self.bits[2]
+        row1, count = torch.unique_consecutive(distinct >> low, return_counts=True)
+        size, order = count.sort(descending=True, stable=True)
+        classes: list[list[int]] = []
+        slack = BLOCK // (self.columns[0] * self.widths[1]) if padded else 0
         for ids, groups in zip(*(x.tolist() for x in torch.unique_consecutive(size, return_counts=True))):
+            if classes and (classes[-1][1] - ids) * groups <= slack:
+                classes[-1][0] += groups
+            else:
+                classes.append([groups, ids])
+        if classes:
+            size = torch.repeat_interleave(*torch.tensor(classes, device=device).T.flip(0), output_size=len(size))
+        shift = torch.empty_like(size).scatter_(0, order, size.cumsum(0) - size) - (count.cumsum(0) - count)
+        slot = torch.arange(len(distinct), device=device)
+        source = slot.new_zeros(sum(groups * ids for groups, ids in classes))         # free slots repeat an id
+        slot = slot + torch.repeat_interleave(shift, count, output_size=len(slot))
+        source.scatter_(0, slot, torch.arange(len(slot), device=device))
+        key = take(distinct, source) & ((1 << low) - 1)
+        index = key >> self.bits[2], take(row1, order), key & ((1 << self.bits[2]) - 1)
+        blocks, most = [], BLOCK if device.type == "cpu" else 64 * BLOCK
+        each = self.widths[0] * (1 + self.columns[1]) + self.widths[2] + self.dim          # numbers of an id
+        for groups, ids in classes:
             step = max(1, most // (self.widths[1] + ids * each))
             blocks += [(min(step, groups - first), ids) for first in range(0, groups, step)]
         return blocks, index, slot
@@ -191,3 +201,29 @@ class TtRec(Method):
             for block in work:
                 self.multiply(*block)
         return run
+
+    def fit(self, rows):
+        deep, plain = self.deep.tolist(), self.plain.tolist()
+        for f, (first, n) in enumerate(zip(self.fields.offset.tolist(), self.fields.sizes)):
+            own = torch.cat([as_rows(rows, start, min(ROWS, first + n - start))
+                             for start in range(first, first + n, ROWS)])
+            if f in plain:
+                start = int(self.first[plain.index(f)])
+                self.table.weight.detach()[start:start + n] = own
+                continue
+            (c, b, a), (d0, d1, d2), place = grid(n), self.columns, deep.index(f)
+            # ids that do not exist are zeros; [a b c, D] -> [c d0, b d1, a d2], the three digits with their columns
+            own = pad(own, (0, 0, 0, a * b * c - n)).view(a, b, c, d0, d1, d2).permute(2, 3, 1, 4, 0, 5)
+            own = own.reshape(c * d0, b * d1 * a * d2)
+            left = self.leading(own @ own.T)
+            own = (left.T @ own).view(self.rank * b * d1, a * d2)
+            right = self.leading(own.T @ own)
+            middle = (own @ right).view(self.rank, b, d1 * self.rank).transpose(0, 1)
+            for core, part, start in zip(self.cores, (left.view(c, -1), middle.flatten(1), right.view(a, -1)),
+                                         (self.start0, self.start1, self.start2)):
+                core.weight.detach()[start[place]:start[place] + len(part)] = part
+
+    def leading(self, gram: Tensor) -> Tensor:
+        """Leading eigenvectors of a Gram matrix [m, m], as many as the rank (zeros if it has fewer): [m, R]."""
+        vectors = torch.linalg.eigh(gram.double()).eigenvectors.flip(1)[:, :self.rank].float()
+        return pad(vectors, (0, self.rank - vectors.shape[1])).contiguous()
