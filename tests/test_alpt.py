@@ -93,7 +93,7 @@ def test_a_step_is_what_the_page_says(data):
     run = run_on(data, "alpt(scale_lr=0.0003)", max_epochs=0.3)
     emb, table, head, inner = run.emb, run.emb.table, run.head, run.execute
     scales = torch.nn.Parameter(table.scale.clone())
-    theirs, count = torch.optim.SparseAdam([scales], lr=0.001), {False: 0, True: 0}
+    theirs, count = torch.optim.SparseAdam([scales], lr=0.0003), {False: 0, True: 0}
 
     def reference():
         rows, w = table.held
