@@ -7,13 +7,13 @@ from ..tables import FloatTable
 
 
 class Pruned(Method):
-    """``kept`` values of a full table survive; the sparse form is the lightest one for that many."""
+    """``kept`` values of a full table survive; the sparse form is as good as the lightest for that many."""
 
     knob = "kept"
     family = "intra-feature"
     aware = "importance"
     group = "pruning"
-    space = r"k + \min(n + k / 4,\ k,\ 1.125\,n d / 32)"
+    space = r"k + \min(5 n d / 128,\ n / 4 + k / 8,\ n d / 508 + k / 4,\ k / 2)"
     time = r"O(d + \log k)"
 
     def __init__(self, fields, dim, kept=None):

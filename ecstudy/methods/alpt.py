@@ -15,7 +15,7 @@ the rows are rounded at random to multiples of the new scale, so that small upda
 31.25 % or 56.25 % of the full table and nothing between.
 
 **Training** one stage in which every step is done twice. Both moments of rows and scales are float32, so memory while
-training is 243.75 % or 268.75 %. In a loop of your own with :func:`ecstudy.training.optimizers` there is no second
+training is 243.75 % or 268.75 %. In a loop of your own with ``ecstudy.training.optimizers`` there is no second
 pass: rows are rounded as they are written, and the scales stay as they are.
 
 **Deviations** The scales have an Adam count of their own; the published code shares one bias correction between both

@@ -5,7 +5,7 @@ training frequency; each group has one gate per dimension, ``e = v * gate[group]
 rows with an L1 penalty; multiplied into the table, they make global magnitude pruning aware of how much each
 dimension matters to each group.
 
-**Stored** ``kept`` values in a sparse table, the lightest of three forms. **Size** by ``kept``.
+**Stored** ``kept`` values and an index that finds them, in whichever form is about the lightest. **Size** by ``kept``.
 
 **Training** four stages, each with a fresh optimiser. The full table until validation stops improving (gates at 1);
 an alternating search, one step of the embeddings on training rows with the head frozen, one step of the gates on
