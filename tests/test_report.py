@@ -314,7 +314,7 @@ def test_what_the_page_says_is_what_the_rows_say():
         return dict(method=spec, spec=spec, family="x", dataset="criteo_137k", model="dlrm", dim=16, budget=budget,
                     seed=seed, status="ok", auc=auc + seed / 1000, valid_auc=auc, seconds=1.0, bytes_inference=1.0,
                     bytes_training=3.0, bytes_full=1.0, reached=budget, latency_ms=1.0, latency_full_ms=1.0, reason="",
-                    section="dlrm", data_fingerprint="f", device="cpu", lr=0.001, batch=128)
+                    section="dlrm", data_fingerprint="f", device="cpu", lr=0.001, batch=128, ne=0.9)
 
     def frame(*lines):
         return pd.DataFrame([row(*line, seed) for line in lines for seed in (0, 1)])
@@ -322,10 +322,18 @@ def test_what_the_page_says_is_what_the_rows_say():
     none = frame(("full", 1.0, 0.8)).iloc[:0]
     rows = frame(("full", 1.0, 0.8), ("deeplight", 0.5, 0.7), ("deeplight", 0.01, 0.75), ("robe", 0.5, 0.79),
                  ("robe", 0.001, 0.74))
-    assert _reading(rows, none) == []                             # ROBE loses, DeepLight's cause is not tested
+    text = "".join(_reading(rows, none))
+    assert "DeepLight gets" not in text and "ROBE is" not in text          # ROBE loses, DeepLight's cause is not tested
+    assert "the lowest of 2 is DeepLight, -0.1000" in text and "at most 0.900 over all 10 runs" in text
+    assert "Nothing is worse" not in "".join(_reading(rows.assign(ne=1.01), none))
     text = _reading(rows, frame(("deeplight", 1.0, 0.71)))[1]
     assert "0.7005 at 50 %, 0.7505 at 1 %" in text and "ends at 0.7105" in text and "ROBE" not in text
-    assert "DeepLight" not in "".join(_reading(rows, frame(("deeplight", 1.0, 0.81))))
+    assert "DeepLight gets" not in "".join(_reading(rows, frame(("deeplight", 1.0, 0.81))))
+    more = pd.concat([rows, frame(("autosrh", 0.001, 0.76), ("tt_rec", 0.01, 0.77), ("tt_rec", 0.5, 0.78))])
+    other = frame(("autosrh(order='published')", 0.001, 0.72), ("tt_rec(init='paper')", 0.5, 0.75))
+    text = "".join(_reading(more, other))
+    assert "has 0.7605 at 0.1 %" in text and "prunes last, 0.7205" in text and "it has 0.7505 at 50 % here" in text
+    assert "Pruning once" not in "".join(_reading(more, none))
 
 
 # -- many methods ------------------------------------------------------------------------------------------------------
