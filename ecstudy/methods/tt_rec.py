@@ -18,7 +18,7 @@ stay in the cache.
 **Deviations** Factors are the study's: $a = \lceil n^{1/3} \rceil$, $b = \lceil \sqrt{n / a} \rceil$,
 $c = \lceil n / ab \rceil$, but $a$ is then cut to the rows in use. Each core starts uniform with standard deviation
 $(\sigma / R)^{1/3}$: the product, a sum over $R^2$ paths, then has that of the full table, $\sigma$, at every rank. In
-the published code the normal distribution is cut *inside* two standard deviations and scaled by the number of rows
+the published code draws within two standard deviations are rejected and the scale follows the number of rows
 alone (``init="paper"``), so embeddings start larger the larger the rank, at Criteo's sizes about 15,000 times as large
 as the full table's at the 50 % budget. Dimensions that are no power of two are split as evenly as they allow
 (768 is $8 \cdot 8 \cdot 12$). The authors' cache of frequent rows is left out, as in the study. ``fit`` is the TT-SVD
