@@ -259,6 +259,8 @@ Batch = Annotated[int, typer.Option(help="Rows per batch.")]
 Evals = Annotated[int, typer.Option(help="Validations per epoch.")]
 Patience = Annotated[int, typer.Option(help="Validations without improvement before a stage stops.")]
 Epochs = Annotated[float, typer.Option(help="The most epochs of a stage.")]
+Schedule = Annotated[str, typer.Option(help="Of the learning rate: constant, plateau or cosine (ablations).")]
+Select = Annotated[str, typer.Option(help="Split that selects: valid, or test as the published tool (ablations).")]
 ModelOption = Annotated[Optional[List[str]], typer.Option("--model-option", help="name=JSON of the model, repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Measure again what is there already.")]
@@ -307,7 +309,9 @@ def sweep(
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
     batch: Batch = Cell.batch, section: Section = Cell.section, device: Device = Cell.device,
     evals_per_epoch: Evals = Cell.evals_per_epoch, patience: Patience = Cell.patience,
-    max_epochs: Epochs = Cell.max_epochs,
+    max_epochs: Epochs = Cell.max_epochs, schedule: Schedule = Cell.schedule, select: Select = Cell.select,
+    tune: Annotated[bool, typer.Option("--tune", help="The first seed tries all learning rates, the other seeds take "
+                                                      "the best on validation.")] = False,
     model_option: ModelOption = None, force: Force = False, as_json: AsJson = False, progress: Shown = None,
 ):
     """Run the missing cells of a grid; interrupt at any time, the same command goes on with the rest."""
@@ -316,7 +320,7 @@ def sweep(
         dims=numbers("dims", dims, int), seeds=numbers("seeds", seeds, int), lrs=numbers("lrs", lrs, float),
         base_dim=base_dim, processes=processes, shard=shard, fail_fast=fail_fast, force=force, progress=progress,
         batch=batch, section=section, device=device, evals_per_epoch=evals_per_epoch, patience=patience,
-        max_epochs=max_epochs, model_options=options(model_option or []))
+        max_epochs=max_epochs, schedule=schedule, select=select, tune=tune, model_options=options(model_option or []))
     typer.echo(dumps(records(table))) if as_json else show_rows(table)
     if failed := int((table["status"] == "failed").sum()):
         typer.echo(f"error: {failed} of {len(table)} runs failed; the same command runs them again", err=True)

@@ -118,7 +118,8 @@ def files():
     (dict(budget=1), "write 1.0"), (dict(budget=True), "True"), (dict(budget="0.1"), "'0.1'"),
     (dict(budget=float("nan")), "nan"), (dict(seed=-1), "at least 0"), (dict(seed=0.5), "integer"),
     (dict(seed=2**63), "below"), (dict(dim=0), "at least 1"), (dict(dim=16.0), "integer"), (dict(lr=0), "above 0"),
-    (dict(lr=float("inf")), "inf"), (dict(batch="128"), "'128'"), (dict(method=""), "method ''"),
+    (dict(lr=float("inf")), "inf"), (dict(schedule="cosin"), "cosine"), (dict(select="train"), "valid, test"),
+    (dict(batch="128"), "'128'"), (dict(method=""), "method ''"),
     (dict(dataset=None), "None"), (dict(patience=0), "patience 0"), (dict(max_epochs=0), "max_epochs 0"),
     (dict(model_options={"a": object()}), "model_options"), (dict(section="a+b"), "'+'"),
 ])
@@ -174,7 +175,7 @@ def test_the_run_id_follows_all_that_decides_a_result_and_nothing_else():
     other = [dict(method="robe(block=8, sign=True)"), dict(budget=0.2), dict(budget=None), dict(budget=100),
              dict(seed=1), dict(dim=32), dict(lr=0.002), dict(batch=256), dict(model="wdl"), dict(evals_per_epoch=4),
              dict(patience=3),
-             dict(max_epochs=1), dict(model_options={"depth": 2})]
+             dict(max_epochs=1), dict(model_options={"depth": 2}), dict(schedule="cosine"), dict(select="test")]
     assert len({Fake(**cell).run_id for cell in same}) == 1
     assert len({Fake(**(base | change)).run_id for change in [{}] + other}) == len(other) + 1
     moved = Fake(**base)
@@ -218,6 +219,30 @@ def test_a_sweep_runs_each_missing_cell_once(tiny, calls):
     pd.testing.assert_frame_equal(table, again)
     sweep(["full", "compo"], [0.5, 0.25, 0.125], **grid_of)
     assert [c.budget for c in calls[6:]] == [0.125, 0.125]
+
+
+def test_the_learning_rate_is_chosen_on_validation_rows_of_the_first_seed(tiny, monkeypatch):
+    asked = []
+
+    def run_cell(cell, *, progress=None):
+        asked.append(cell)
+        best = {"full": 0.1, "compo": 0.01}[cell.method]
+        if cell.budget == 0.25:
+            return dict(status="unreachable", reason="too small")
+        # the test metric would choose another one
+        return OK | dict(valid_auc=0.8 - abs(cell.lr - best), auc=0.9 - abs(cell.lr - 0.001))
+
+    monkeypatch.setattr(ecstudy.training, "run_cell", run_cell)
+    grid_of = dict(dataset=tiny, lrs=[0.001, 0.01, 0.1], tune=True)
+    table = sweep(["full", "compo"], [0.5, 0.25], seeds=[3, 4, 5], **grid_of)
+    later = {(c.method, c.budget, c.seed, c.lr) for c in asked if c.seed != 3}
+    assert later == {("full", None, 4, 0.1), ("full", None, 5, 0.1), ("compo", 0.5, 4, 0.01), ("compo", 0.5, 5, 0.01),
+                     ("compo", 0.25, 4, 0.001), ("compo", 0.25, 5, 0.001)}
+    assert len(table) == len(asked) == 9 + len(later)
+    pd.testing.assert_frame_equal(table, sweep(["full", "compo"], [0.5, 0.25], seeds=[3, 4, 5], **grid_of))
+    assert len(asked) == 15
+    with pytest.raises(CellError, match="shard"):
+        sweep("full", seeds=[3, 4], shard="1/2", **grid_of)
 
 
 def test_a_grid_takes_scalars_or_lists_and_drops_budgets_that_decide_nothing(tiny):

@@ -153,6 +153,40 @@ def test_test_rows_are_not_opened_while_training(small, monkeypatch):
     assert set(opened) == {"train", "valid"}
 
 
+def test_selection_on_test_rows_looks_at_them_and_at_no_others(small):
+    chosen = {}
+    for select in ("valid", "test"):
+        run = make_run(small, lr=0.03, max_epochs=20, patience=4, select=select)
+        seen = []
+        run.evaluate = lambda batches, run=run, seen=seen: seen.append(batches) or Run.evaluate(run, batches)
+        run.go()
+        assert {b.split is run.judge.split for b in seen} == {True}
+        chosen[select] = Run.evaluate(run, Batches(small, "test", 512)), run.best
+    assert chosen["test"][0] == pytest.approx(chosen["test"][1])       # what it selects by is what it reports
+    assert chosen["test"][0] >= chosen["valid"][0]
+
+
+def test_schedules_of_the_learning_rate(small):
+    def rates(schedule, **settings):
+        run = make_run(small, "full", schedule=schedule,
+                       **settings)
+        seen, step = [], run.execute
+        run.execute = lambda s: (seen.append(run.optimizers.lr), step(s))
+        run.go()
+        groups = [g["lr"] for o in (run.optimizers.head_dense,) for g in o.param_groups]
+        assert groups == [run.optimizers.rows.lr] == [run.optimizers.lr]
+        return np.array(seen), run
+
+    constant, _ = rates("constant")
+    assert (constant == 0.005).all()
+    cosine, run = rates("cosine", max_epochs=2, patience=100)
+    total = 2 * run.steps_per_epoch
+    assert np.allclose(cosine, 0.005 * 0.5 * (1 + np.cos(np.pi * np.arange(total) / total)))
+    plateau, _ = rates("plateau", lr=0.03, max_epochs=30, patience=4)
+    ratios = np.unique(np.round(plateau[1:] / plateau[:-1], 6))
+    assert set(ratios) == {0.1, 1.0} and plateau[0] == 0.03
+
+
 @every_device
 def test_runs_repeat_exactly_and_differ_by_seed(small, device):
     def weights(seed):
@@ -189,11 +223,11 @@ def test_shared_stages_are_trained_once_and_change_nothing(small, tmp_path, firs
 
 def test_another_seed_or_setting_does_not_share(small, tmp_path):
     files = set()
-    for settings in ({}, {"seed": 1}, {"lr": 0.004}):
+    for settings in ({}, {"seed": 1}, {"lr": 0.004}, {"schedule": "cosine"}, {"schedule": "constant"}):
         run = make_run(small, "deeplight", 0.1, **settings)
         run.cache, run.shared_key = tmp_path, {"model": "dlrm"}
         files.add(run._shared_file("full"))
-    assert len(files) == 3
+    assert len(files) == 4
 
 
 def test_batches_cover_an_epoch_in_a_seeded_order(small):

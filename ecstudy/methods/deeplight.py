@@ -17,7 +17,8 @@ every touched row became dense again. The threshold is an exact k-th value, two 
 instead of a bisection with a tolerance. From ``t = ramp`` on the target is exactly ``s``; 0.001 short of it, the
 paper's stopping point, would be several times the budget at 0.1 %. ``ramp`` is the paper's 68,732 steps, but at most
 half an epoch, because on a small log the paper's number would be dozens of epochs. The paper's training buffer of one
-float per row is not needed.
+float per row is not needed. ``final=False`` leaves out the pruning before evaluations and at the end, as published:
+what is measured then holds more values than ``kept``, and ``kept`` must be given, because no budget is met.
 """
 from __future__ import annotations
 
@@ -30,9 +31,9 @@ PAPER_RAMP = 68_732                      # steps until 0.99^(t/100) falls to 0.0
 class DeepLight(Pruned):
     paper = "arXiv 2002.06987"
 
-    def __init__(self, fields, dim, kept=None, every=10, ramp=None):
+    def __init__(self, fields, dim, kept=None, every=10, ramp=None, final=True):
         super().__init__(fields, dim, kept)
-        self.every, self.ramp = every, ramp
+        self.every, self.ramp, self.final = every, ramp, final
         self.target = None                           # values to keep now; None before pruning starts
 
     def allowed(self, t: int, ramp: int) -> int:
@@ -46,7 +47,9 @@ class DeepLight(Pruned):
         if self.target is not None and not self.deployed:
             prune_(self.table.weight, self.target)
 
-    before_evaluation = prune
+    def before_evaluation(self):
+        if self.final:
+            self.prune()
 
     def schedule(self, run):
         yield from run.fit("warm-up", shared="full", carry=True)
@@ -58,4 +61,10 @@ class DeepLight(Pruned):
             self.target = self.allowed(t, ramp)
             if t % self.every == 0:
                 self.prune()
-        self.prune()
+        self.before_evaluation()
+
+    def deploy(self):
+        if not self.final and not self.deployed and not self.table.weight.is_meta:
+            self.kept = int(self.table.weight.count_nonzero())           # all that is there, whatever was asked for
+            self.fitted = {"kept": self.kept}
+        return super().deploy()

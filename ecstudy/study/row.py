@@ -46,6 +46,10 @@ FLAGS = frozenset(["dirty"])
 _LABELS = ("section", "device", "dataset")                   # fields of a cell that do not enter the run's id
 
 
+_LATER = dict(schedule="constant", select="valid")           # fields added later, with their defaults
+SCHEDULES, SELECT = ("constant", "plateau", "cosine"), ("valid", "test")
+
+
 class CellError(ValueError):
     """A run that cannot be started; the message names the value, what was expected and the remedy."""
 
@@ -82,6 +86,9 @@ class Cell:
         The section of the study that asks for the run (a label).
     device:
         ``cpu``, ``cuda``, ``cuda:1``...
+    schedule, select:
+        Of the learning rate, and the split that selects; see :class:`ecstudy.training.Settings`. Only ablations change
+        them.
 
     Raises
     ------
@@ -103,6 +110,8 @@ class Cell:
     patience: int = 10
     max_epochs: float = 10.0
     model_options: dict = field(default_factory=dict, hash=False)
+    schedule: str = "constant"
+    select: str = "valid"
 
     def __post_init__(self):
         def put(name, value):
@@ -124,6 +133,8 @@ class Cell:
         put("lr", _number("lr", self.lr, float, math.ulp(0.0), "a number above 0, for example 0.001"))
         put("max_epochs", _number("max_epochs", self.max_epochs, float, math.ulp(0.0), "a number above 0, as 10"))
         put("budget", check_budget(self.budget))
+        for name, names in (("schedule", SCHEDULES), ("select", SELECT)):
+            known(name, getattr(self, name), names)
         try:
             put("model_options", json.loads(json.dumps(dict(self.model_options))))
         except (TypeError, ValueError):
@@ -151,7 +162,8 @@ class Cell:
     def run_id(self) -> str:
         # Every field enters. A field added later must enter only where it differs from its default: published rows
         # would otherwise lose their ids.
-        settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in _LABELS}
+        settings = {k: v for k, v in dataclasses.asdict(self).items()
+                    if k not in _LABELS and (k not in _LATER or v != _LATER[k])}
         return hash_of(settings | {"method": self.spec.canonical, "data": self.fingerprint})
 
     def check(self) -> None:

@@ -63,7 +63,8 @@ def run(cell: Cell | None = None, *, force: bool = False, progress=None, **setti
 
 def sweep(methods, budgets=(None,), *, dataset=None, datasets=None, models="dlrm", dims=16, seeds=0, lrs=0.001,
           base_dim: int | None = None, processes: int = 0, shard: str | None = None, fail_fast: bool = False,
-          force: bool = False, progress: bool | None = None, **common) -> pd.DataFrame:
+          force: bool = False, progress: bool | None = None, tune: bool = False, missing: str = "run",
+          **common) -> pd.DataFrame:
     """Run the missing cells of a grid and return one row per cell of it.
 
     Parameters
@@ -85,6 +86,11 @@ def sweep(methods, budgets=(None,), *, dataset=None, datasets=None, models="dlrm
         Measure all cells again.
     progress:
         None shows a bar in notebooks and terminals, True always, False never.
+    tune:
+        Only the first seed runs every learning rate; the other seeds run, per method, budget, data set, model and
+        dimension, the one with the best validation AUC. The paper's grid is 0.001, 0.01, 0.1 (section 5.1.3).
+    missing:
+        ``"run"``, or ``"skip"`` to return only the rows that are there (pages of published rows need no data).
     common:
         Further fields of :class:`~ecstudy.study.row.Cell`, the same for all cells.
 
@@ -98,14 +104,48 @@ def sweep(methods, budgets=(None,), *, dataset=None, datasets=None, models="dlrm
     if (dataset is None) == (datasets is None):
         raise CellError("give one of dataset and datasets")
     datasets = dataset if datasets is None else datasets
-    cells = grid(methods, budgets, datasets, models, dims, seeds, lrs, base_dim, **common)
-    return fill(cells, processes=processes, shard=shard, fail_fast=fail_fast, force=force, progress=progress)
+    known("missing", missing, ("run", "skip"))
+    fill_in = functools.partial(fill, processes=processes, fail_fast=fail_fast, force=force, progress=progress)
+    if missing == "skip":
+        fill_in = there
+    seeds = _many("seeds", seeds)
+    if not tune:
+        return fill_in(grid(methods, budgets, datasets, models, dims, seeds, lrs, base_dim, **common), shard=shard)
+    if shard is not None:
+        raise CellError(f"shard {shard!r} with tune: the choice of a learning rate needs all of them; run the first "
+                        "seed in shards without tune, then all seeds with tune on one machine")
+    tried = grid(methods, budgets, datasets, models, dims, seeds[:1], lrs, base_dim, **common)
+    rows = fill_in(tried)
+    ids = set(rows["run_id"])
+    best = chosen([cell for cell in tried if cell.run_id in ids], rows)
+    others = [replace(cell, seed=seed) for seed in seeds[1:] for cell in best]
+    return pd.concat([rows, fill_in(others)], ignore_index=True) if others else rows
+
+
+def there(cells, **ignored) -> pd.DataFrame:
+    """The rows of those cells that have one, in the order of the cells; nothing is run."""
+    found = store.rows()
+    return frame(found[cell.run_id] for cell in cells if found.get(cell.run_id, {}).get("status") in DONE)
+
+
+def chosen(cells: list[Cell], rows: pd.DataFrame) -> list[Cell]:
+    """Of cells that differ in the learning rate alone, the one whose row has the best validation AUC.
+
+    ``rows`` are those of the cells, in their order. Test metrics are not looked at; a cell that no learning rate
+    brought to an end keeps the first, so that its row of the next seed gives the same reason.
+    """
+    best: dict[Cell, tuple[float, Cell]] = {}
+    for cell, status, value in zip(cells, rows["status"], rows["valid_auc"], strict=True):
+        value = value if status == "ok" and not pd.isna(value) else -1.0
+        key = replace(cell, lr=1.0)
+        if key not in best or value > best[key][0]:
+            best[key] = value, cell
+    return [cell for _, cell in best.values()]
 
 
 def grid(methods, budgets, datasets, models="dlrm", dims=16, seeds=0, lrs=0.001, base_dim=None, **common) -> list[Cell]:
     """The cells of a product, each once; seeds turn slowest, so that a sweep cut short has whole replicates."""
     from ..budget import budget_bytes
-    from ..data import open_dataset
 
     for name in checked_names(common):
         if name in ("method", "budget", "model", "dim", "seed", "lr"):
@@ -118,9 +158,22 @@ def grid(methods, budgets, datasets, models="dlrm", dims=16, seeds=0, lrs=0.001,
         if cell.budget is not None and not _sized_by_budget(cell.spec):
             cell = replace(cell, budget=None)
         if isinstance(cell.budget, float) and base_dim is not None:
-            cell = replace(cell, budget=budget_bytes(cell.budget, open_dataset(cell.dataset).cardinalities, base_dim))
+            cell = replace(cell, budget=budget_bytes(cell.budget, cardinalities(cell.dataset), base_dim))
         cells.setdefault(cell.run_id, cell)
     return list(cells.values())
+
+
+def cardinalities(dataset: str) -> tuple[int, ...]:
+    """Of a data set's fields; where the data is not at hand, their sum, as known rows tell it (enough for budgets)."""
+    from ..data import DataError, open_dataset
+
+    try:
+        return tuple(open_dataset(dataset).cardinalities)
+    except DataError:
+        for row in store.rows().values():
+            if row["dataset"] == dataset and row["bytes_full"] and row["dim"]:
+                return (int(row["bytes_full"]) // (4 * row["dim"]),)
+        raise
 
 
 def fill(cells, *, processes: int = 0, shard: str | None = None, fail_fast: bool = False, force: bool = False,

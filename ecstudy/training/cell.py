@@ -45,7 +45,7 @@ def run_cell(cell, *, progress=None) -> dict:
     head = models.make(cell.model, fields=len(sizes), dim=cell.dim, dense=len(dataset.dense), seed=cell.seed,
                        **cell.model_options)
     settings = Settings(lr=cell.lr, batch=cell.batch, seed=cell.seed, evals_per_epoch=cell.evals_per_epoch,
-                        patience=cell.patience, max_epochs=cell.max_epochs)
+                        patience=cell.patience, max_epochs=cell.max_epochs, schedule=cell.schedule, select=cell.select)
     shared = dict(model=cell.model, options=cell.model_options, dim=cell.dim, device=torch.device(cell.device).type)
     run = Run(emb, head, dataset, settings, device=cell.device, progress=progress, cache=paths.runs() / "warmups",
               shared_key=shared)

@@ -96,7 +96,7 @@ class Optimizers:
     """
 
     def __init__(self, emb: Method, head: nn.Module | None = None, lr: float = 0.001):
-        self.emb, self.head = emb, head
+        self.emb, self.head, self.lr = emb, head, lr
         self.rows = RowAdam(emb.holders(), lr)
         head_parameters = [p for p in head.parameters() if p.requires_grad] if head is not None else []
         sparse = [p for p in head_parameters if getattr(p, "sparse_grad", False)]
@@ -108,6 +108,13 @@ class Optimizers:
     def _all(self) -> dict:
         named = dict(rows=self.rows, emb_dense=self.emb_dense, head_dense=self.head_dense, head_sparse=self.head_sparse)
         return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
+
+    def rate(self, lr: float) -> None:
+        """Set the learning rate of all (schedules)."""
+        self.lr = self.rows.lr = lr
+        for name, optimizer in self._all().items():
+            for group in optimizer.param_groups if name != "rows" else ():
+                group["lr"] = lr
 
     def zero_grad(self) -> None:
         for optimizer in self._all().values():

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -27,6 +28,11 @@ class Settings:
 
     ``evals_per_epoch`` evaluations per epoch; a stage stops after ``patience`` of them without improvement (ties count
     as improvement) or after ``max_epochs``.
+
+    ``schedule`` of the learning rate within a stage: ``constant`` (the study), ``plateau`` (a tenth after every
+    ``patience / 2`` evaluations without improvement) or ``cosine`` (to zero at ``max_epochs``). ``select`` is the split
+    that stops a stage and picks its best state: ``valid``, or ``test`` to measure what the published tool's default
+    adds to the figures it reports.
     """
 
     lr: float = 0.001
@@ -35,6 +41,8 @@ class Settings:
     evals_per_epoch: int = 10
     patience: int = 10
     max_epochs: float = 10.0
+    schedule: str = "constant"
+    select: str = "valid"
 
 
 EVALUATION_BATCH = 8192
@@ -57,6 +65,7 @@ class Run:
         self.device, self.progress, self.cache, self.shared_key = device, progress, cache, shared_key
         self.train = Batches(dataset, "train", settings.batch, device, settings.seed)
         self.valid = Batches(dataset, "valid", EVALUATION_BATCH, device)
+        self.judge = self.valid if settings.select == "valid" else Batches(dataset, "test", EVALUATION_BATCH, device)
         self._streams: dict[str, Iterator] = {}
         self.drawn: dict[str, int] = {}              # batches taken of each split
         self.optimizers: Optimizers | None = None
@@ -122,6 +131,7 @@ class Run:
         carry = carry or shared == "full"            # whoever reuses the stage may go on with its optimiser
         if fresh:
             self.optimizers = Optimizers(self.emb, self.head, self.settings.lr)
+        self.optimizers.rate(self.settings.lr)               # a stage begins anew with its schedule
         if shared and self._reuse(stage, shared):
             return
         started, first = time.perf_counter(), self.steps
@@ -129,20 +139,24 @@ class Run:
         total = max(1, round(self.steps_per_epoch * self.settings.max_epochs))
         best, state, waited, step = -1.0, None, 0, 0
         if self.steps and (ready is None or ready()):         # a later stage never ends worse than it began
-            best, state = self.evaluate(self.valid), self._snapshot(carry)
+            best, state = self.evaluate(self.judge), self._snapshot(carry)
         self._training()
         while True:
             yield Step(stage=stage)
             step += 1
+            if self.settings.schedule == "cosine":
+                self.optimizers.rate(self.settings.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
             if step % every and step < total:
                 continue
             counts = ready is None or ready()
             if counts:
-                value = self.evaluate(self.valid)
+                value = self.evaluate(self.judge)
                 if value >= best:
                     best, waited, state = value, 0, self._snapshot(carry)
                 else:
                     waited += 1
+                    if self.settings.schedule == "plateau" and waited % max(1, self.settings.patience // 2) == 0:
+                        self.optimizers.rate(self.optimizers.lr / 10)
                 self._training()
                 if self.progress:
                     self.progress(stage=stage, step=step, total=total, valid_auc=value)
@@ -177,7 +191,7 @@ class Run:
 
     def score(self) -> float:
         """Validation AUC of the present state, from within a schedule (evolutionary searches)."""
-        value = self.evaluate(self.valid)
+        value = self.evaluate(self.judge)
         self._training()
         return value
 
@@ -216,7 +230,9 @@ class Run:
             need("safetensors", "save")
         except MissingExtra:                         # sharing only saves time: without the library train again
             return None
-        key = dict(label=label, data=self.dataset.fingerprint, settings=asdict(self.settings), **self.shared_key)
+        settings = {f.name: getattr(self.settings, f.name) for f in fields(Settings)      # later fields, if they differ
+                    if f.name not in ("schedule", "select") or getattr(self.settings, f.name) != f.default}
+        key = dict(label=label, data=self.dataset.fingerprint, settings=settings, **self.shared_key)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return Path(self.cache) / f"{digest}.safetensors"
 
