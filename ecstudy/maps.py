@@ -22,6 +22,12 @@ class Marked(nn.Module):
         place, marked = self.locate(ids)
         return torch.where(marked, place, -1)
 
+    def marked(self, n: int, block: int = 1 << 20):
+        """Which of the ids 0 .. n - 1 are marked, bool [n]."""
+        device = next(self.buffers()).device
+        parts = (torch.arange(start, min(start + block, n), device=device) for start in range(0, n, block))
+        return torch.cat([self.locate(ids)[1] for ids in parts])
+
 
 class SortedIds(Marked):
     """``top`` sorted ids, found by binary search."""

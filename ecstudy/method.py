@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from .fields import Fields
 from .memory import memory
-from .tables import Holder
+from .tables import Holder, take
+
+BLOCK = 1 << 20                         # ids that are looked at together
 
 
 @dataclass
@@ -131,6 +133,16 @@ class Method(nn.Module):
         self.deployed = True
         return self.eval()
 
+    def allocation(self) -> Tensor | None:
+        """Numbers that the deployed module holds for each id alone, int32 [n], the fields one after the other.
+
+        Counted are the values of the id's own row, whether floats or integers. What ids have in common counts for none
+        of them: shared rows, matrices, dictionaries. Nor do maps, indices and scales, which say where or how large
+        values are. None for a method of which that would say nothing: there ids share all they have, or differ in
+        other things than their number of values.
+        """
+        return None
+
     def holders(self) -> list[Holder]:
         return [module for module in self.modules() if isinstance(module, Holder)]
 
@@ -149,6 +161,18 @@ class Method(nn.Module):
     def extra_repr(self) -> str:
         knob = f", {self.knob}={getattr(self, self.knob, None)}" if self.knob else ""
         return f"{self.fields.n} rows in {len(self.fields)} fields, dim={self.dim}{knob}"
+
+
+def alone(fields: Fields, rows: int, row_of: Callable[[Tensor, Tensor], Tensor], device=None) -> Tensor:
+    """Which ids have a row of a table to themselves, bool [n].
+
+    ``row_of(flat, field)`` gives the rows of a block of ids: ``flat [k]`` of the full table, ``field [k]`` their fields.
+    """
+    row = torch.empty(fields.n, dtype=torch.int32 if rows < 2 ** 31 else torch.int64, device=device)
+    for start in range(0, fields.n, BLOCK):
+        flat = torch.arange(start, min(start + BLOCK, fields.n), device=device)
+        row[start:start + len(flat)] = row_of(flat, torch.bucketize(flat, fields.offset.to(flat), right=True) - 1)
+    return take(torch.bincount(row, minlength=rows) == 1, row)
 
 
 def require_counts(counts, fields: Fields, device) -> Tensor | None:

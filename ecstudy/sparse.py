@@ -135,6 +135,11 @@ class Bitmask(nn.Module):
     def fill(self, keys: Tensor) -> None:
         self.bits.fill(keys)
 
+    def span(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`Index.span`."""
+        start, (before, last) = self.bits.rank(row * self.width), self.bits.locate((row + 1) * self.width - 1)
+        return start, before + last - start
+
     def gather(self, row: Tensor, values: FloatArray) -> Tensor:
         first = row * self.width
         if self.width not in (8, 16, 32, 64) or self.kept < self.width:
@@ -414,6 +419,15 @@ class SparseTable(Holder):
         if not self.kept:
             return torch.zeros(index.shape + (self.shape[1],), device=index.device)
         return self.index.gather(index.reshape(-1), self.values).view(index.shape + (self.shape[1],))
+
+    def per_row(self, block: int = 1 << 20) -> Tensor:
+        """How many values each row holds, int32 [rows], read off the index block by block."""
+        device = next(self.index.buffers()).device
+        held = torch.zeros(self.shape[0], dtype=torch.int32, device=device)
+        for start in range(0, self.shape[0] if self.kept else 0, block):
+            row = torch.arange(start, min(start + block, self.shape[0]), device=device)
+            held[start:start + len(row)] = self.index.span(row)[1]
+        return held
 
     def quantised(self, bits):
         table = SparseTable(*self.shape, self.kept, self.form, "meta")

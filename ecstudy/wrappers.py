@@ -45,6 +45,9 @@ class Quantised(Method):
     def fitted(self):
         return self.inner.fitted
 
+    def allocation(self):
+        return self.inner.allocation()
+
     def dense_parameters(self):
         return self.inner.dense_parameters()
 

@@ -131,6 +131,10 @@ class Mixed(nn.Module):
         """The stored matrix of one narrow field, a view ``[width (+ 1), dim]``."""
         return self.projection.detach()[int(self.matrix[field]):][:self.widths[field] + self.bias]
 
+    def per_id(self) -> Tensor:
+        """Numbers of each id's row, int32 [n], the fields one after the other."""
+        return self.width.int().repeat_interleave(torch.tensor(self.sizes, device=self.width.device))
+
     def pack(self) -> None:
         """All rows end to end in one array, and all matrices in another: what ships.
 
@@ -192,6 +196,11 @@ class KeptRows(nn.Module):
                 place += len(part)
         if self.map is not None:
             self.map.fill(torch.cat(ids))
+
+    def per_id(self, fields: Fields) -> Tensor:
+        """Numbers of each id's row, 0 for dropped ones, int32 [n], the fields one after the other."""
+        width = self.width.int().repeat_interleave(fields.size.to(self.width.device))
+        return width if self.map is None else width * self.map.marked(fields.n)
 
     def encode(self, ids: Tensor, fields: Fields) -> Tensor:
         if self.map is None:

@@ -34,6 +34,9 @@ class Pruned(Method):
     def fit(self, rows):
         self.table.load(rows)
 
+    def allocation(self):
+        return self.table.per_row()
+
     def deploy(self):
         if not self.deployed:
             self.table = SparseTable.of(self.table.weight, self.kept)

@@ -35,7 +35,7 @@ from torch import nn
 
 from ..fields import derived
 from ..maps import marked_ids
-from ..method import Method, require_counts
+from ..method import Method, alone, require_counts
 from ..tables import FloatTable, as_rows, take
 
 BLOCK = 1 << 18
@@ -164,13 +164,19 @@ class AdaptEmb(Method):
         for start in range(0, self.fields.n, BLOCK):
             part = as_rows(rows, start, BLOCK).to(weight.device)
             flat = torch.arange(start, start + len(part), device=weight.device)
-            field = torch.bucketize(flat, self.fields.offset, right=True) - 1
-            place, marked = self.map.locate(flat)
-            rare = flat - take(self.fields.offset, field) - (place - take(self.before, field))
-            row = torch.where(marked, place, rare % take(self.modulus, field) + take(self.shared_start, field))
+            row = self._row(flat, torch.bucketize(flat, self.fields.offset, right=True) - 1)
             weight.index_add_(0, row, part)
             count.index_add_(0, row, count.new_ones(len(part), 1))
         weight /= count.clamp(min=1)
+
+    def _row(self, flat, field):
+        """Rows of ids ``flat [k]`` (of the full table) of ``field [k]``, once the map is there."""
+        place, marked = self.map.locate(flat)
+        rare = flat - take(self.fields.offset, field) - (0 if self.dynamic else place - take(self.before, field))
+        return torch.where(marked, place, rare % take(self.modulus, field) + take(self.shared_start, field))
+
+    def allocation(self):
+        return self.dim * alone(self.fields, self.table.shape[0], self._row, self.modulus.device).int()
 
     def deploy(self):
         if self.map is None:

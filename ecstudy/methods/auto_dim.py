@@ -138,6 +138,9 @@ class AutoDim(Method):
         self.mixed = Mixed(self.fields.sizes, self.dim, widths, bias=True, bound=self.fields.bound())
         self.fitted = {"widths": list(self.mixed.widths)}
 
+    def allocation(self):
+        return self.mixed.per_id()
+
     def deploy(self):
         if not self.deployed:
             if self.mixed is None and self.aux.alpha.is_meta:        # not known yet: the most that may come of it

@@ -6,6 +6,8 @@
 """
 from __future__ import annotations
 
+import torch
+
 from ..method import Method
 from ..tables import FloatTable
 
@@ -23,6 +25,9 @@ class Full(Method):
 
     def fit(self, rows):
         self.table.load(rows)
+
+    def allocation(self):
+        return torch.full((self.fields.n,), self.dim, dtype=torch.int32)
 
     def lookup(self, codes):
         return self.table.gather(codes)

@@ -90,6 +90,9 @@ class Mde(Method):
     def lookup(self, codes):
         return self.rows.lookup(codes)
 
+    def allocation(self):
+        return self.rows.per_id()
+
     def fit(self, rows):
         for field, first in enumerate(self.fields.offset.tolist()):
             own, last = self.rows.rows(field), first + self.fields.sizes[field]

@@ -156,6 +156,9 @@ class OptEmbed(Method):
         self.fitted = {"widths": [int(w) for w in widths], "rows": self.rows}
         self.supernet = False
 
+    def allocation(self):
+        return self.kept.per_id(self.fields)
+
     def deploy(self):
         if not self.deployed:
             if not self.supernet or not self.table.weight.is_meta:

@@ -16,7 +16,7 @@ import torch
 
 from ..fields import derived
 from ..maps import marked_ids
-from ..method import Method, require_counts
+from ..method import Method, alone, require_counts
 from ..tables import FloatTable, as_rows
 
 BLOCK = 1 << 18
@@ -65,6 +65,13 @@ class TopK(Method):
             total.index_add_(0, field[place < 0], part[place < 0])
             count.index_add_(0, field[place < 0], torch.ones(int((place < 0).sum()), 1))
         weight[self.top:] = total / count.clamp(min=1)
+
+    def allocation(self):
+        def row_of(flat, field):
+            place = self.map.find(flat)
+            return torch.where(place < 0, self.top + field, place)
+
+        return self.dim * alone(self.fields, self.table.shape[0], row_of, self.number.device).int()
 
     def lookup(self, codes):
         return self.table.gather(codes)

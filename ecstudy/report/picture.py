@@ -16,7 +16,7 @@ import pandas as pd
 
 from .style import INK
 
-_BULKY = ("settings", "bytes_breakdown", "stage_seconds")     # JSON texts of a row; they stay in the store
+_BULKY = ("settings", "bytes_breakdown", "stage_seconds", "allocation")    # JSON texts of a row, kept in the store
 
 
 @dataclass(frozen=True)

@@ -30,16 +30,17 @@ STATUSES = ("ok", "unreachable", "diverged", "failed")
 DONE = STATUSES[:3]                      # a failed row is kept to be read, and run again by the next sweep
 
 #: Every column of a row, in order. Sizes are bytes, times ``*_ms`` milliseconds per batch and ``seconds`` seconds;
-#: ``bytes_breakdown``, ``stage_seconds`` and ``settings`` hold JSON text.
+#: ``bytes_breakdown``, ``stage_seconds``, ``settings`` and ``allocation`` hold JSON text.
 COLUMNS = tuple("""
     run_id section task method spec family dataset model dim budget budget_bytes reached status reason seed lr batch
     auc auc_low auc_high valid_auc logloss ne em f1 recall_1 recall_5 recall_10 recall_20 recall_100
     bytes_full bytes_inference bytes_training peak_bytes seconds stage_seconds steps latency_ms latency_full_ms
     decode_ms search_ms device threads torch python version commit dirty data_fingerprint created
     epochs valid_logloss forward_ms forward_full_ms latency_p10_ms latency_p90_ms bytes_breakdown machine settings
+    allocation
 """.split())
 TEXT = frozenset("""run_id section task method spec family dataset model status reason stage_seconds device torch python
-    version commit data_fingerprint created bytes_breakdown machine settings""".split())
+    version commit data_fingerprint created bytes_breakdown machine settings allocation""".split())
 WHOLE = frozenset("dim seed batch threads".split())          # int64, 0 where a row has none; other numbers are float64
 EXACT = frozenset("budget lr budget_bytes bytes_full bytes_inference bytes_training peak_bytes steps".split())
 FLAGS = frozenset(["dirty"])

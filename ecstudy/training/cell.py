@@ -7,7 +7,7 @@ from .. import models, paths
 from ..api import make
 from ..budget import Unreachable, budget_bytes, full_bytes
 from ..data import open_dataset
-from ..measure import Diverged, auc_interval, logloss, measure_latency, normalised_entropy
+from ..measure import Diverged, allocation, auc_interval, logloss, measure_latency, normalised_entropy
 from ..measure.auc import auc
 from ..measure.peak import peak
 from ..memory import breakdown, memory
@@ -55,7 +55,7 @@ def run_cell(cell, *, progress=None) -> dict:
             with torch.no_grad():
                 emb.before_evaluation()
                 emb.deploy()
-        row |= _quality(run)
+        row |= _quality(run, cell)
     except Diverged as error:
         return row | dict(status="diverged", reason=str(error), stage_seconds=run.stage_seconds,
                           seconds=sum(run.stage_seconds.values()), steps=run.steps)
@@ -66,12 +66,15 @@ def run_cell(cell, *, progress=None) -> dict:
         status="ok", reason="", reached=size / full, bytes_inference=size, bytes_training=run.training_bytes,
         bytes_breakdown=breakdown(emb), peak_bytes=measured.bytes, seconds=sum(run.stage_seconds.values()),
         stage_seconds={k: round(v, 3) for k, v in run.stage_seconds.items()}, steps=run.steps,
-        epochs=run.steps / run.steps_per_epoch, **_latency(cell, run))
+        epochs=run.steps / run.steps_per_epoch, allocation=allocation(emb, dataset.counts), **_latency(cell, run))
 
 
-def _quality(run: Run) -> dict:
+def _quality(run: Run, cell) -> dict:
+    from ..study import store
+
     valid_label, valid_logit = run.logits(run.valid)
     label, logit = run.logits(Batches(run.dataset, "test", EVALUATION_BATCH, run.device))
+    store.write_logits(cell.run_id, logit)
     value, low, high = auc_interval(label, logit)
     return dict(auc=value, auc_low=low, auc_high=high, logloss=logloss(label, logit),
                 ne=normalised_entropy(label, logit), valid_auc=auc(valid_label, valid_logit),
