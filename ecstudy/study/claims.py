@@ -1,0 +1,437 @@
+"""The paper's claims (arXiv 2311.15578, sections 5.1 to 5.4) as a literal list, each with a function that decides it.
+
+``CLAIMS`` is the list; ``decide`` reads one frame, :func:`evidence`, whose column ``section`` says what a row is: a
+run (``dlrm``, ``models``, ``dims``, ``ablation``), a module weighed at a log's true field sizes (``weights``), a timed
+look-up at Criteo's size (``lookup``), or statistics of training rows (``data``).
+
+Data sets are judged one by one, by the rules of :mod:`.verdicts`. Over all, a claim holds (does not hold) if it does on
+each real data set; where they differ it is undecided. Generated data is shown and never counts.
+"""
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from .. import paths
+from . import decisions as by
+from .decisions import IMPORTANCE, PAPERS
+from .verdicts import (BUDGETS, CLOSE, DOES_NOT, FULL, HOLDS, RANKS_AGREE, UNDECIDED, UNTESTED, Verdict, name_of,
+                       serves, spread)
+
+SIMULATION = "synthetic_"                # names of generated data sets begin so
+LOOKUP = "look-up at Criteo's field sizes"
+_LOGS = {"criteo": "Criteo", "avazu": "Avazu", "company": "Company"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A numbered claim.
+
+    Attributes
+    ----------
+    text, where:
+        The claim in our words, and where the paper has it.
+    paper:
+        The paper's figures in words, computed from its Table 5 where they are in it.
+    section:
+        Which rows of the evidence decide it.
+    one:
+        Decides it from the rows of one data set.
+    page:
+        The page of the book with the evidence.
+    ablations:
+        Methods whose ablations (``tt_rec(init='paper')``) are tried where the claim does not hold.
+    because:
+        The reason where no ablation is needed to know it, from the methods themselves.
+    shown_on:
+        The logs on which the paper's own figures show it.
+    """
+
+    id: str
+    group: str
+    text: str
+    where: str
+    paper: Callable[[], str]
+    section: str
+    one: Callable[[pd.DataFrame], Verdict]
+    page: str = "real.md"
+    ablations: tuple[str, ...] = ()
+    shown_on: tuple[str, ...] = ("criteo", "avazu")
+    because: Callable[[], str] | None = None
+
+    def decide(self, rows: pd.DataFrame) -> Verdict:
+        """The verdict over all data sets of ``rows`` (as :func:`evidence` gives them)."""
+        parts = {}
+        for name, own in _by_dataset(rows, self.section):
+            found = self.one(own)
+            if found.verdict != UNTESTED or found.text:
+                parts[name] = found
+        return _over_all(parts)
+
+    def reason(self, rows: pd.DataFrame) -> str:
+        """Where the claim does not hold: what it becomes with the ablations that were measured, or that none was."""
+        if self.decide(rows).verdict != DOES_NOT:
+            return ""
+        if self.because:
+            return self.because()
+        if not self.ablations:
+            return ""
+        tried = _ablations(rows, self.ablations)
+        if not tried:
+            return "no ablation yet"
+        said = []
+        for spec, changed in tried.items():
+            found = self.decide(changed)
+            said.append(f"with {spec} it {_SAID[found.verdict]} ({found.text})")
+        return "; ".join(said)
+
+
+_SAID = {HOLDS: "holds", DOES_NOT: "does not hold either", UNDECIDED: "is undecided", UNTESTED: "is not tested"}
+
+
+# -- evidence -------------------------------------------------------------------------------------------------------
+
+def evidence(runs: pd.DataFrame | None = None) -> pd.DataFrame:
+    """All that claims are decided from: ``runs`` (default: all published and cached), weights, look-ups, statistics."""
+    from .store import results
+
+    runs = results() if runs is None else runs
+    return pd.concat([part for part in (runs, weights(), _lookups(), _statistics()) if len(part)], ignore_index=True)
+
+
+def weights() -> pd.DataFrame:
+    """The paper's methods weighed at the true field sizes of its three logs: rows of section ``weights``."""
+    from ..report.identities import IDENTITIES
+    from ..report.weights import weighed
+
+    rows = []
+    for method in IDENTITIES:
+        for log in _LOGS:
+            for budget in (1.0,) if method == FULL else (0.5625, 0.5, 0.3125, 0.25, *BUDGETS[1:]):
+                found = weighed(method, log, None if method == FULL else budget)
+                rows.append(dict(section="weights", dataset=log, method=method, spec=method, budget=budget,
+                                 status="ok" if found["reachable"] else "unreachable", reason=found["reason"],
+                                 bytes_full=found["bytes_full"], bytes_inference=found["bytes_inference"],
+                                 bytes_training=found["bytes_training"]))
+    return pd.DataFrame(rows)
+
+
+def _published(name: str) -> pd.DataFrame:
+    path = paths.results() / name
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+
+
+def _lookups() -> pd.DataFrame:
+    found = _published("benchmarks.csv")
+    if not len(found):
+        return found
+    found = found[(found["benchmark"] == "lookup") & (found["batch"] == 128)]          # the paper's batch
+    return pd.DataFrame(dict(section="lookup", dataset=LOOKUP, method=found["method"], spec=found["method"],
+                             budget=found["budget"], status="ok", seed=0, latency_ms=found["ms"],
+                             latency_full_ms=found["full_ms"]))
+
+
+def _statistics() -> pd.DataFrame:
+    found = _published("data_statistics.csv")
+    return found[found["split"] == "train"].assign(section="data") if len(found) else found
+
+
+def _by_dataset(rows: pd.DataFrame, section: str):
+    sections = {"models": ("models", "dlrm"), "dims": ("dims", "dlrm"), "latency": ("dlrm", "lookup")}
+    own = serves(rows, *sections.get(section, (section,)))
+    if not len(own):
+        return
+    if section in ("dlrm", "latency") and "model" in own:       # the tables are DLRM's at the study's dimension
+        own = own[_tables_own(own)]
+    order = {name: i for i, name in enumerate(_LOGS)} | {LOOKUP: 90}
+    for name in sorted(own["dataset"].dropna().unique(), key=lambda n: (n.startswith(SIMULATION), order.get(n, 50), n)):
+        yield name, own[own["dataset"] == name]
+
+
+def _tables_own(own: pd.DataFrame) -> pd.Series:
+    """DLRM at dimension 16, and rows without a model (look-ups)."""
+    model = own["model"].isna() | own["model"].eq("dlrm")
+    return model & (own["dim"].isna() | own["dim"].eq(16) if "dim" in own else True)
+
+
+def _over_all(parts: dict[str, Verdict]) -> Verdict:
+    counted = {name: v for name, v in parts.items() if not name.startswith(SIMULATION) and v.verdict != UNTESTED}
+    if not counted:
+        return Verdict(UNTESTED, text="; ".join(f"{n}: {v.text}" for n, v in parts.items() if v.text) or "no rows",
+                       parts=parts)
+    found = list(dict.fromkeys(v.verdict for v in counted.values()))
+    first = next(iter(counted.values()))
+    names = [_LOGS.get(n, n) for n in counted]
+    if len({v.text for v in counted.values()}) == 1:
+        text = first.text + f" ({', '.join(names)})" * (len(names) > 1)
+    else:
+        text = "; ".join(f"{n}: {v.text}" for n, v in zip(names, counted.values()))
+    if len(found) == 1:
+        return Verdict(found[0], first.ours, first.low, first.high, text, first.unit, parts)
+    return Verdict(UNDECIDED, math.nan, math.nan, math.nan, text, first.unit, parts)
+
+
+def _ablations(rows: pd.DataFrame, methods: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """``{spec: rows}`` with the method's own runs replaced by those of one measured variant."""
+    ablation, out = serves(rows, "ablation"), {}
+    if not len(ablation):
+        return out
+    for method in methods:
+        for spec in sorted(s for s in ablation["spec"].unique() if s.startswith(f"{method}(") and "|" not in s):
+            variant = ablation[(ablation["spec"] == spec) & (ablation["status"] == "ok")]
+            if len(variant):
+                variant = variant.assign(budget=[_nominal(b, r) for b, r in zip(variant["budget"], variant["reached"])]
+                                         if "reached" in variant else variant["budget"])
+                own = np.array(["dlrm" in str(s).split("+") for s in rows["section"]])
+                kept = rows[~(rows["method"].eq(method) & rows["dataset"].isin(variant["dataset"]) & own)]
+                out[spec] = pd.concat([kept, variant.assign(section="dlrm", spec=method)], ignore_index=True)
+    return out
+
+
+def _nominal(budget: float, reached: float) -> float:
+    """A spec that gives its size has no budget: the paper's nearest to what it reached."""
+    if not math.isnan(budget) or math.isnan(reached):
+        return budget
+    return min((*BUDGETS, 0.25), key=lambda b: abs(math.log(b / reached)))
+
+
+# -- the paper's figures --------------------------------------------------------------------------------------------
+
+def paper(method: str, log: str, pct: float, column: str) -> float:
+    """A figure of the paper's Table 5; NaN where the cell is "/", absent or unclear."""
+    own = _paper_cells().get((method, log, pct), {"reached": "no"})
+    unclear = column == "train_seconds" and own["reached"] == "unclear time"
+    return math.nan if own["reached"] == "no" or unclear else float(own[column])
+
+
+@functools.lru_cache(maxsize=1)
+def _paper_cells() -> dict[tuple[str, str, float], dict]:
+    from ..report.tables import PAPER_NAMES, paper_table5
+
+    ours = {theirs: name for name, theirs in PAPER_NAMES.items()}
+    return {(ours[r["method"]], r["dataset"], r["budget_pct"]): r for r in paper_table5().to_dict("records")}
+
+
+def _logs(function, logs=("criteo", "avazu")) -> Callable[[], str]:
+    return lambda: "; ".join(f"{_LOGS[log]} {function(log)}" for log in logs)
+
+
+def _paper_gaps(methods, pcts=(50, 10, 1, 0.1)):
+    return _logs(lambda log: spread([paper(m, log, p, "auc") - paper(FULL, log, 100, "auc")
+                                     for m in methods for p in pcts], "{:+.4f}"))
+
+
+def _paper_steps(methods, large: float, small: float):
+    return _logs(lambda log: spread([paper(m, log, small, "auc") - paper(m, log, large, "auc") for m in methods],
+                                    "{:+.4f}"))
+
+
+def _paper_best(group, others, pcts):
+    def best(methods, log, pct):
+        return max(v for m in methods if not math.isnan(v := paper(m, log, pct, "auc")))
+
+    return _logs(lambda log: ", ".join(f"{best(group, log, p) - best(others, log, p):+.4f} at {p:g} %" for p in pcts))
+
+
+def _paper_latency(methods, pcts=(50, 25, 10, 1, 0.1)):
+    return _logs(lambda log: spread([paper(m, log, p, "latency_ms") / paper(FULL, log, 100, "latency_ms")
+                                     for m in methods for p in pcts], "{:.3g}×"))
+
+
+def _paper_time(over, under, pct: float):
+    def ratio(log):
+        return spread([paper(a, log, pct, "train_seconds") / paper(b, log, pct, "train_seconds")
+                       for a in over for b in under], "{:.3g}×")
+
+    return _logs(ratio)
+
+
+def _paper_groups(slow, quick, pct: float):
+    def mean(group, log):
+        return math.exp(np.nanmean([math.log(paper(m, log, pct, "train_seconds")) for m in group]))
+
+    return _logs(lambda log: f"{mean(slow, log) / mean(quick, log):.3g}×")
+
+
+def _paper_growth(method: str, large: float, small: float):
+    def ratio(log):
+        return paper(method, log, small, "train_seconds") / paper(method, log, large, "train_seconds")
+
+    return _logs(lambda log: f"{ratio(log):.3g}×")
+
+
+def _paper_top(pct: float):
+    def top(log):
+        return np.nanmax([paper(m, log, pct, "auc") for m in PAPERS]) - paper(FULL, log, 100, "auc")
+
+    return _logs(lambda log: f"{top(log):+.4f}")
+
+
+# -- the list -------------------------------------------------------------------------------------------------------
+
+WHOLE_TABLE_FIRST = ("dedup", "deeplight", "autosrh", "dhe")
+FASTEST = ("int_quant", "alpt", "dedup")
+STATIC = ("compo", "tt_rec", "dhe", "robe", "mde")
+ALL_BUDGETS = ("tt_rec", "dhe", "robe", "dedup", "adapt_emb", "deeplight", "autosrh")
+TRAINED_IN_PLACE = ("compo", "tt_rec", "dhe", "robe", "mde")
+WHOLE_TRAINED = ("dedup", "mgqe", "auto_dim", "opt_embed", "deeplight", "autosrh")
+QUICK_LOOKUP = ("robe", "dedup", "int_quant", "alpt", "opt_embed", "deeplight", "autosrh")
+SLOW_LOOKUP = ("compo", "mgqe", "adapt_emb", "mde")
+LOGS3 = ("criteo", "avazu", "company")
+TABLE5 = "section 5.2, Table 5"
+
+
+def _memory(number: int, text: str, paper_says, one, where: str = TABLE5, because=None) -> Claim:
+    return Claim(f"M{number}", "Memory", text, where, paper_says, "weights", one, "identities.md", (), LOGS3, because)
+
+
+def _takes_a_limit() -> str:
+    from ..registry import get
+
+    knobs = {m: get(m).knob for m in ("auto_dim", "opt_embed")}
+    return "here the searches take a limit: " + ", ".join(f"{name_of(m)} {k}" for m, k in knobs.items() if k)
+
+
+CLAIMS: tuple[Claim, ...] = (
+    _memory(1, "Hashing into one array, networks, tensor trains, deduplication, the frequency split and pruning reach "
+            "every budget down to 0.1 %.", lambda: "TT-Rec, DHE, ROBE, Dedup, AdaptEmb, DeepLight, AutoSrh: all four",
+            by.reaches([(m, b) for m in ALL_BUDGETS for b in BUDGETS]), "section 5.2.1, Table 5"),
+    _memory(2, "CompoEmb reaches 1 % but not 0.1 %.", lambda: "“/” at 0.1 % on Criteo and Avazu",
+            by.both(by.reaches([("compo", 0.01)]), by.reaches([("compo", 0.001)], False)),
+            "section 5.2.1, Table 5"),
+    _memory(3, "Quantisation has a few fixed sizes and stops far above a tenth of the memory.",
+            lambda: "INT8/16 25 and 50 %, ALPT 31.3 and 56.3 %; nothing lower",
+            by.reaches([(m, b) for m in ("int_quant", "alpt") for b in BUDGETS[1:]], False), "section 5.2.1, Table 5"),
+    _memory(4, "MDE and MGQE cannot reach 1 %: every id keeps at least one number, or a code.",
+            lambda: "MDE least 8.1 % (Avazu), MGQE least 11.1 %; “/” for MDE at 1 %",
+            by.reaches([(m, 0.01) for m in ("mde", "mgqe")], False), "section 5.2.1, Table 5"),
+    _memory(5, "AutoDim and OptEmbed do not control their size: they end near half of the memory and serve no smaller "
+            "budget.", _logs(lambda log: spread([paper(m, log, 50, "reached_pct") for m in ("auto_dim", "opt_embed")],
+                                                "{:.3g} %"), LOGS3),
+            by.reaches([(m, b) for m in ("auto_dim", "opt_embed") for b in BUDGETS[1:]], False),
+            "section 5.2.1, Table 5", _takes_a_limit),
+    _memory(6, "Methods trained in place need three times their deployed size to train (parameters and two moments): "
+            "training memory shrinks with the budget.",
+            _logs(lambda log: spread([paper(m, log, p, "train_memory_pct") / paper(m, log, p, "reached_pct")
+                                      for m in TRAINED_IN_PLACE for p in (50, 10, 1)], "{:.3g}×"), LOGS3),
+            by.in_place(TRAINED_IN_PLACE)),
+    _memory(7, "Methods that begin with the whole table (Dedup, MGQE, AutoDim, OptEmbed, pruning) save no training "
+            "memory: 300 % and more, at any budget.",
+            _logs(lambda log: spread([paper(m, log, p, "train_memory_pct") for m in WHOLE_TRAINED
+                                      for p in (50, 10, 1, 0.1)], "{:.4g} %"), LOGS3),
+            by.training(WHOLE_TRAINED, 299.5, math.inf)),
+    _memory(8, "AutoDim needs the most training memory: a table for each width it considers.",
+            _logs(lambda log: spread([paper("auto_dim", log, 50, "train_memory_pct")], "{:.4g} %"), LOGS3),
+            by.most_training("auto_dim")),
+    _memory(9, "Quantised training saves a little memory only: codes shrink, the moments stay in float32.",
+            _logs(lambda log: spread([paper(m, log, p, "train_memory_pct") for m in ("int_quant", "alpt")
+                                      for p in (50, 25)], "{:.4g} %"), LOGS3),
+            by.training(("int_quant", "alpt"), 200, 299.5)),
+
+    Claim("Q1", "Quality", "A difference of 0.001 AUC is considerable (and is read from one run per cell).",
+          "section 5.2, Table 5", lambda: "one seed per cell", "dlrm", by.one_run_tells),
+    Claim("Q2", "Quality", "A tenth of the memory costs no AUC: the best method is within 0.001 of Full or above.",
+          TABLE5, _paper_top(10), "dlrm", by.best_keeps(0.1)),
+    Claim("Q3", "Quality", "So does a hundredth: the best method at 1 % is within 0.001 of Full or above.",
+          TABLE5, _paper_top(1), "dlrm", by.best_keeps(0.01)),
+    Claim("Q4", "Quality", "At 10, 1 and 0.1 % the highest AUC belongs to Dedup, a pruning method or DHE.", TABLE5,
+          _paper_best(WHOLE_TABLE_FIRST, [m for m in PAPERS if m not in WHOLE_TABLE_FIRST], (10, 1, 0.1)), "dlrm",
+          by.best_of(WHOLE_TABLE_FIRST, [m for m in PAPERS if m not in WHOLE_TABLE_FIRST], (0.1, 0.01, 0.001)),
+          ablations=("autosrh", "deeplight", "dedup", "dhe")),
+    Claim("Q5", "Quality", "ROBE lies far below Full at every budget (here: by more than 0.02).", TABLE5,
+          _paper_gaps(["robe"]), "dlrm", by.gaps(["robe"], BUDGETS, -0.02, False), ablations=("robe",)),
+    Claim("Q6", "Quality", "Sixteen bits lose nothing: within 0.001 of Full, or above.", TABLE5,
+          _paper_gaps(["int_quant"], (50,)), "dlrm", by.gaps(["int_quant"], (0.5,), -CLOSE, True),
+          ablations=("int_quant",)),
+    Claim("Q7", "Quality", "Eight bits with one fixed scale cost more than 0.001.", TABLE5,
+          _paper_gaps(["int_quant"], (25,)), "dlrm", by.gaps(["int_quant"], (0.25,), -CLOSE, False),
+          ablations=("int_quant",)),
+    Claim("Q8", "Quality", "MGQE loses more than 0.01 at the sizes it reaches.", TABLE5, _paper_gaps(["mgqe"]), "dlrm",
+          by.gaps(["mgqe"], (0.5, 0.1), -0.01, False), ablations=("mgqe",)),
+    Claim("Q9", "Quality", "Choosing dimensions (MDE, AutoDim, OptEmbed) costs more than 0.001 already at half of the "
+          "memory.", TABLE5, _paper_gaps(["mde", "auto_dim", "opt_embed"], (50,)), "dlrm",
+          by.gaps(["mde", "auto_dim", "opt_embed"], (0.5,), -CLOSE, False), ablations=("mde", "auto_dim", "opt_embed")),
+    Claim("Q10", "Quality", "CompoEmb and AdaptEmb lose AUC as memory is taken away: 1 % is below 50 %.", TABLE5,
+          _paper_steps(["compo", "adapt_emb"], 50, 1), "dlrm",
+          by.steps(["compo", "adapt_emb"], 0.5, 0.01, 0.0, False), ablations=("compo", "adapt_emb")),
+    Claim("Q11", "Quality", "More memory is not always better: TT-Rec at 1 % is above TT-Rec at 50 %.", TABLE5,
+          _paper_steps(["tt_rec"], 50, 1), "dlrm", by.steps(["tt_rec"], 0.5, 0.01), ablations=("tt_rec",)),
+    Claim("Q12", "Quality", "The same for DHE.", TABLE5, _paper_steps(["dhe"], 50, 1), "dlrm",
+          by.steps(["dhe"], 0.5, 0.01), ablations=("dhe",), shown_on=("avazu",)),
+    Claim("Q13", "Quality", "The same for Dedup.", TABLE5, _paper_steps(["dedup"], 50, 1), "dlrm",
+          by.steps(["dedup"], 0.5, 0.01), ablations=("dedup",), shown_on=("avazu",)),
+    Claim("Q14", "Quality", "The same for pruning (DeepLight and AutoSrh).", TABLE5,
+          _paper_steps(["deeplight", "autosrh"], 50, 1), "dlrm", by.steps(["deeplight", "autosrh"], 0.5, 0.01),
+          ablations=("deeplight", "autosrh")),
+
+    Claim("T1", "Training time", "INT8/16, ALPT and Dedup converge first: at half of the memory the other methods take "
+          "longer (geometric means).", "section 5.2.4, Table 5",
+          _paper_groups([m for m in PAPERS if m not in FASTEST], FASTEST, 50), "dlrm",
+          by.groups([m for m in PAPERS if m not in FASTEST], FASTEST, "seconds", 0.5)),
+    Claim("T2", "Training time", "TT-Rec at half of the memory takes longest of all.", "section 5.2.4, Table 5",
+          _paper_time(["tt_rec"], [m for m in PAPERS if m != "tt_rec"], 50), "dlrm",
+          by.slower(["tt_rec"], [m for m in PAPERS if m != "tt_rec"], "seconds", 0.5), ablations=("tt_rec",)),
+    Claim("T3", "Training time", "Progressive pruning takes longer the less is kept: DeepLight at 0.1 % against 10 %.",
+          "section 5.2.4, Table 5",
+          _paper_growth("deeplight", 10, 0.1), "dlrm", by.grows("deeplight", "seconds", 0.1, 0.001),
+          ablations=("deeplight",)),
+
+    Claim("L1", "Latency", "ROBE, Dedup, quantised, masked and pruned tables are looked up within twice Full's time.",
+          "section 5.2, Table 5, batch 128", _paper_latency(QUICK_LOOKUP), "latency",
+          by.latencies(QUICK_LOOKUP, 2.0, False), "reproduce.md"),
+    Claim("L2", "Latency", "CompoEmb, MGQE, AdaptEmb and MDE take more than twice Full's time.",
+          "section 5.2, Table 5, batch 128", _paper_latency(SLOW_LOOKUP), "latency",
+          by.latencies(SLOW_LOOKUP, 2.0, True), "reproduce.md"),
+    Claim("L3", "Latency", "DHE and TT-Rec compute their vectors and take several times Full's time at any size.",
+          "section 5.2, Table 5, batch 128", _paper_latency(("dhe", "tt_rec")), "latency",
+          by.latencies(("dhe", "tt_rec"), 2.0, True), "reproduce.md"),
+    Claim("L4", "Latency", "TT-Rec at half of the memory is the slowest look-up of all.",
+          "section 5.2, Table 5, batch 128",
+          _logs(lambda log: spread([paper("tt_rec", log, 50, "latency_ms") / paper(m, log, 50, "latency_ms")
+                                    for m in PAPERS if m != "tt_rec"], "{:.3g}×")), "latency",
+          by.slower(["tt_rec"], [m for m in PAPERS if m != "tt_rec"], "latency_ms", 0.5), "reproduce.md"),
+
+    Claim("S1", "Other models and dimensions", "The ranking of methods is the same for DLRM, WDL and DCN (here: "
+          f"Kendall's tau above {RANKS_AGREE:g} at a tenth of the memory).", "section 5.3, Figure 4",
+          lambda: "unchanged (a figure, no numbers)", "models", by.ranks(), "notebooks/real/model_impact.ipynb"),
+    Claim("S2", "Other models and dimensions", "At fixed bytes, methods that weigh importance gain from dimension 64 "
+          "over 16.", "section 5.4, Figure 5", lambda: "gain (a figure, no numbers)", "dims",
+          by.dims(IMPORTANCE, 0.0, True), "notebooks/real/dimension_impact.ipynb"),
+    Claim("S3", "Other models and dimensions", "At fixed bytes, static methods gain nothing from dimension 64 over 16 "
+          "(here: no more than 0.001).", "section 5.4, Figure 5", lambda: "no gain (a figure, no numbers)", "dims",
+          by.dims(STATIC, CLOSE, False), "notebooks/real/dimension_impact.ipynb"),
+    Claim("S4", "Other models and dimensions", "Importance is not frequency alone: numbers given to an id do "
+          "not follow its occurrences only (here: rank correlation below 0.9).", "section 5.4, Figure 6",
+          lambda: "scattered (a figure, no numbers)", "dlrm", by.allocation, "notebooks/real/dimension_impact.ipynb"),
+
+    Claim("D1", "Data", "Few ids hold most occurrences: the most frequent tenth more than 95 %, and more than 80 % of "
+          "ids occur fewer than 5 times.", "section 5.1, frequency figure",
+          lambda: "over 95 % and over 80 % on Criteo and Avazu", "data", by.skew, "data.md"),
+)
+
+def claim(number: str) -> Claim:
+    """The claim of a number such as ``Q11``. Raises KeyError with the numbers there are."""
+    found = {c.id: c for c in CLAIMS}
+    if number not in found:
+        raise KeyError(f"no claim {number!r}; there are {', '.join(found)}")
+    return found[number]
+
+
+def ledger(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One line per claim: ``id group claim where paper verdict ours low high unit text reason page shown_on parts``.
+
+    ``rows`` default to :func:`evidence`; ``parts`` maps data sets to their :class:`Verdict`.
+    """
+    rows = evidence() if rows is None else rows
+    lines = []
+    for c in CLAIMS:
+        v = c.decide(rows)
+        lines.append(dict(id=c.id, group=c.group, claim=c.text, where=c.where, paper=c.paper(), verdict=v.verdict,
+                          ours=v.ours, low=v.low, high=v.high, unit=v.unit, text=v.text, reason=c.reason(rows),
+                          page=c.page, shown_on=c.shown_on, parts=v.parts))
+    return pd.DataFrame(lines)
