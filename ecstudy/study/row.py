@@ -304,7 +304,8 @@ def provenance(device: str = "cpu") -> dict:
     from .. import __version__
 
     commit, dirty = _commit()
-    return dict(device=device, machine=_machine(device), threads=torch.get_num_threads(), torch=torch.__version__,
+    kind = device.split()[0]                                 # "cpu x2": two processes
+    return dict(device=device, machine=_machine(kind), threads=torch.get_num_threads(), torch=torch.__version__,
                 python=platform.python_version(), version=__version__, commit=commit, dirty=dirty,
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 

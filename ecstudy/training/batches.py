@@ -17,14 +17,17 @@ class Batches:
 
     Training order is a fresh permutation every epoch, seeded and the same on every device; as in the paper's code an
     incomplete last batch is left out (unless it is the only one). Evaluation runs in file order over all rows.
+    A ``group`` of processes (:mod:`.distributed`) draws the same batches, and each process takes its slice of them.
     """
 
-    def __init__(self, dataset: Dataset, split: str, batch: int, device="cpu", seed: int = 0):
+    def __init__(self, dataset: Dataset, split: str, batch: int, device="cpu", seed: int = 0, group=None):
         self.split = dataset.split(split)
         self.rows = len(self.split)
         if not self.rows:
             raise ValueError(f"{dataset.name}: the {split} split has no rows; prepare the data with other fractions")
         self.batch, self.device, self.seed = min(batch, self.rows), device, seed
+        self.part = group.part if group is not None else lambda index: index
+        self.share = group.share(self.batch) if group is not None else 1.0        # of a batch's rows, taken here
         arrays = (self.split.ids, self.split.dense, self.split.label)
         self.tensors = None
         if sum(array.nbytes for array in arrays) <= IN_MEMORY:
@@ -54,9 +57,9 @@ class Batches:
                     skip -= 1
                     continue
                 start = number * self.batch
-                yield self._load(order[start:start + self.batch])
+                yield self._load(self.part(order[start:start + self.batch]))
 
-    def once(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """All rows once, in file order."""
-        for start in range(0, self.rows, self.batch):
+    def once(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """All rows once, in file order; or of their batches every ``every``-th one from ``first`` on."""
+        for start in range(first * self.batch, self.rows, every * self.batch):
             yield self._load(slice(start, start + self.batch))

@@ -39,6 +39,7 @@ class RowAdam:
         self.holders = list(holders)
         self.lr, self.betas, self.eps, self.steps = lr, betas, eps, 0
         self.moments: list[tuple[Tensor, Tensor] | None] = [None] * len(self.holders)
+        self.group = None                            # of a run on several processes
         for holder in self.holders:
             holder.sparse = True
 
@@ -51,8 +52,10 @@ class RowAdam:
         self.steps += 1
         beta1, beta2 = self.betas
         size = self.lr * math.sqrt(1 - beta2 ** self.steps) / (1 - beta1 ** self.steps)
-        for i, holder in enumerate(self.holders):
-            touched = holder.touched()
+        all_touched = (holder.touched() for holder in self.holders)          # one after the other: less memory
+        if self.group is not None:
+            all_touched = self.group.rows(list(all_touched), [holder.shape for holder in self.holders])
+        for i, (holder, touched) in enumerate(zip(self.holders, all_touched)):
             if touched is None or not len(touched[0]):
                 continue
             index, grad = touched
@@ -93,11 +96,14 @@ class Optimizers:
         The embedding, and the network on top of it (any module; its parameters marked ``sparse_grad`` get SparseAdam).
     lr:
         One learning rate for all, as in the study.
+    group:
+        Processes (:class:`ecstudy.training.distributed.Group`) whose gradients are summed before each step.
     """
 
-    def __init__(self, emb: Method, head: nn.Module | None = None, lr: float = 0.001):
-        self.emb, self.head, self.lr = emb, head, lr
+    def __init__(self, emb: Method, head: nn.Module | None = None, lr: float = 0.001, group=None):
+        self.emb, self.head, self.lr, self.group = emb, head, lr, group
         self.rows = RowAdam(emb.holders(), lr)
+        self.rows.group = group
         head_parameters = [p for p in head.parameters() if p.requires_grad] if head is not None else []
         sparse = [p for p in head_parameters if getattr(p, "sparse_grad", False)]
         dense = [p for p in head_parameters if not getattr(p, "sparse_grad", False)]
@@ -122,9 +128,12 @@ class Optimizers:
 
     def step(self, which: str = "all") -> None:
         """Update ``"all"``, or only the embedding (``"emb"``)."""
-        for name, optimizer in self._all().items():
-            if which == "all" or not name.startswith("head"):
-                optimizer.step()
+        chosen = {name: o for name, o in self._all().items() if which == "all" or not name.startswith("head")}
+        if self.group is not None:
+            self.group.parameters([p for name, o in chosen.items() if name != "rows"
+                                   for part in o.param_groups for p in part["params"]])
+        for optimizer in chosen.values():
+            optimizer.step()
 
     def embedding_leaves(self) -> list[Tensor]:
         """What a backward pass restricted to the embedding must reach."""

@@ -57,16 +57,21 @@ class Run:
         Called as ``progress(stage=, step=, total=, valid_auc=)`` after every evaluation.
     cache:
         Folder in which warm-ups that several runs share are kept; None keeps none.
+    group:
+        Processes that run this together (:class:`.distributed.Group`).
     """
 
     def __init__(self, emb: Method, head: nn.Module, dataset: Dataset, settings: Settings = Settings(), *,
-                 device="cpu", progress: Callable | None = None, cache=None, shared_key: dict | None = None):
+                 device="cpu", progress: Callable | None = None, cache=None, shared_key: dict | None = None,
+                 group=None):
         self.emb, self.head, self.dataset, self.settings = emb.to(device), head.to(device), dataset, settings
         self.device, self.progress, self.cache, self.shared_key = device, progress, cache, shared_key
-        self.train = Batches(dataset, "train", settings.batch, device, settings.seed)
+        self.group = group
+        self.train = Batches(dataset, "train", settings.batch, device, settings.seed, group)
         self.valid = Batches(dataset, "valid", EVALUATION_BATCH, device)
         self.judge = self.valid if settings.select == "valid" else Batches(dataset, "test", EVALUATION_BATCH, device)
         self._streams: dict[str, Iterator] = {}
+        self._share: dict[str, float] = {}
         self.drawn: dict[str, int] = {}              # batches taken of each split
         self.optimizers: Optimizers | None = None
         self.steps = 0
@@ -90,7 +95,8 @@ class Run:
         if split not in self._streams:
             # the search draws validation rows in its own order, independent of the training stream
             source = self.train if split == "train" else Batches(
-                self.dataset, split, self.settings.batch, self.device, self.settings.seed + 1)
+                self.dataset, split, self.settings.batch, self.device, self.settings.seed + 1, self.group)
+            self._share[split] = source.share
             self._streams[split] = source.epochs(skip=self.drawn.get(split, 0))
         self.drawn[split] = self.drawn.get(split, 0) + 1
         return next(self._streams[split])
@@ -98,14 +104,17 @@ class Run:
     def execute(self, step: Step) -> None:
         """One update."""
         if not step.again:
-            self._last = self.batch(step.split)
-        ids, dense, label = self._last
+            self._last = *self.batch(step.split), step.split
+        ids, dense, label, split = self._last
         self.optimizers.zero_grad()
         loss = F.binary_cross_entropy_with_logits(self.head(self.emb(ids), dense, ids), label)
         if step.penalty is not None:
             loss = loss + step.penalty()
+        if self.group is not None:                   # so that the gradients of all processes add up
+            loss = loss * self._share[split]
         if callable(step.update):
-            step.update(torch.autograd.grad(loss, list(step.wrt() if callable(step.wrt) else step.wrt)))
+            gradients = torch.autograd.grad(loss, list(step.wrt() if callable(step.wrt) else step.wrt))
+            step.update(gradients if self.group is None else self.group.sum(gradients))
         elif step.update == "emb":
             loss.backward(inputs=self.optimizers.embedding_leaves())
             self.optimizers.step("emb")
@@ -130,7 +139,7 @@ class Run:
         """
         carry = carry or shared == "full"            # whoever reuses the stage may go on with its optimiser
         if fresh:
-            self.optimizers = Optimizers(self.emb, self.head, self.settings.lr)
+            self.optimizers = Optimizers(self.emb, self.head, self.settings.lr, self.group)
         self.optimizers.rate(self.settings.lr)               # a stage begins anew with its schedule
         if shared and self._reuse(stage, shared):
             return
@@ -182,10 +191,14 @@ class Run:
         self.emb.eval()
         self.head.eval()
         labels, logits = [], []
-        for ids, dense, label in batches.once():
+        mine = (self.group.rank, self.group.count) if self.group is not None else ()
+        for ids, dense, label in batches.once(*mine):
             labels.append(label)
             logits.append(self.head(self.emb(ids), dense, ids))
-        label, logit = torch.cat(labels).cpu(), torch.cat(logits).float().cpu()
+        if self.group is not None:                   # the same numbers everywhere: all decide alike when to stop
+            label, logit = (part.cpu() for part in self.group.whole(batches, labels, logits))
+        else:
+            label, logit = torch.cat(labels).cpu(), torch.cat(logits).float().cpu()
         checked(label, logit)
         return label, logit
 
@@ -238,7 +251,8 @@ class Run:
 
     def _reuse(self, stage: str, label: str) -> bool:
         path = self._shared_file(label)
-        if path is None or not path.is_file():
+        there = path is not None and path.is_file()
+        if not (there if self.group is None else self.group.all(there)):
             return False
         with need("safetensors", "save").safe_open(str(path), "pt", device=str(self.device)) as file:
             meta = json.loads(file.metadata()["run"])
@@ -252,7 +266,7 @@ class Run:
 
     def _keep(self, label: str, state, steps: int, seconds: float, carry: bool) -> None:
         path = self._shared_file(label)
-        if path is None:
+        if path is None or self.group is not None and self.group.rank:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
