@@ -1,4 +1,4 @@
-"""The commands ``ecstudy prep | weigh | run | sweep | results | methods`` (typer and rich, from the extra ``cli``).
+"""The commands ``ecstudy prep | weigh | run | sweep | merge | results | methods`` (typer and rich, from the extra ``cli``).
 
 Bad input ends with one line and exit code 2, a failure with one line and 1, an interruption with 130.
 ``ECSTUDY_TRACEBACK=1`` shows where an error came from.
@@ -287,7 +287,10 @@ def run(
     """Train, deploy and measure one cell; a row that is there already is shown as it is."""
     cell = Cell(method, dataset, model, dim, budget(budget_), seed, lr, batch, section, device, evals_per_epoch,
                 patience, max_epochs, options(model_option or []))
-    row = run_one(cell, force=force, progress=progress)
+    first = os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ        # of torchrun's processes
+    row = run_one(cell, force=force, progress=progress if first else False)
+    if not first:
+        return
     if as_json:
         return typer.echo(dumps(row))
     show_rows(frame([row]))
@@ -305,6 +308,13 @@ def sweep(
     lrs: Annotated[str, typer.Option(help="Learning rates, with commas.")] = str(Cell.lr),
     base_dim: BaseDim = None,
     processes: Annotated[int, typer.Option(min=0, help="Workers; 0 runs in this process.")] = 0,
+    executor: Annotated[Optional[str], typer.Option(help="inline, processes or ray; by default as --processes says.")
+                        ] = None,
+    cpus_per_run: Annotated[Optional[int], typer.Option(min=1, help="Of a run on Ray; also its threads.")] = None,
+    gpus_per_run: Annotated[Optional[float], typer.Option(min=0, help="Of a run on Ray: 0.25 lets four share one.")
+                            ] = None,
+    address: Annotated[Optional[str], typer.Option(help="A running Ray, auto or host:port; else one is started.")
+                       ] = None,
     shard: Annotated[Optional[str], typer.Option(help="i/n: only part i of n, for several machines.")] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
     batch: Batch = Cell.batch, section: Section = Cell.section, device: Device = Cell.device,
@@ -320,11 +330,21 @@ def sweep(
         dims=numbers("dims", dims, int), seeds=numbers("seeds", seeds, int), lrs=numbers("lrs", lrs, float),
         base_dim=base_dim, processes=processes, shard=shard, fail_fast=fail_fast, force=force, progress=progress,
         batch=batch, section=section, device=device, evals_per_epoch=evals_per_epoch, patience=patience,
-        max_epochs=max_epochs, schedule=schedule, select=select, tune=tune, model_options=options(model_option or []))
+        max_epochs=max_epochs, schedule=schedule, select=select, tune=tune, model_options=options(model_option or []),
+        executor=executor, cpus=cpus_per_run, gpus=gpus_per_run, address=address)
     typer.echo(dumps(records(table))) if as_json else show_rows(table)
     if failed := int((table["status"] == "failed").sum()):
         typer.echo(f"error: {failed} of {len(table)} runs failed; the same command runs them again", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def merge(folders: Annotated[List[Path], typer.Argument(help="ECSTUDY_HOME of other machines (their checkouts), or "
+                                                             "the folders with their rows.")]):
+    """Take over the rows of other machines: new ones, newer ones, and good ones in place of failed ones."""
+    for folder in folders:
+        count = store.merge(folder)
+        typer.echo(f"{folder}: {count['new']} new, {count['better']} better, {count['kept']} already here")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Ways to run many cells: here one after the other, or in several processes.
+"""Ways to run many cells: here one after the other, in several processes, or on Ray.
 
 The protocol is one callable: ``executor(work, items)`` yields ``(item, outcome)`` as outcomes come, in any order.
 ``work`` is a module-level function of one item that handles its own errors; an outcome is what it returned, or
@@ -13,7 +13,7 @@ import os
 import signal
 from multiprocessing.connection import wait
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "POLARS_MAX_THREADS")
+THREADS = ("OMP_NUMTHREADS", "MKL_NUMTHREADS", "OPENBLAS_NUMTHREADS", "NUMEXPR_NUMTHREADS", "POLARS_MAXTHREADS")
 
 
 class WorkerDied(RuntimeError):
@@ -34,6 +34,54 @@ def processes(count: int):
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"processes {count!r}: expected an integer of at least 1")
     return lambda work, items: _run(work, list(items), count)
+
+
+def ray(count: int | None = None, cpus: int | None = None, gpus: float | None = None, address: str | None = None,
+        env: dict[str, str] | None = None):
+    """An executor on Ray (extra ``ray``): one machine, or a cluster. A task that dies takes only its own item with it.
+
+    Parameters
+    ----------
+    count:
+        The most items at a time; None lets Ray run as many as fit.
+    cpus, gpus:
+        What one item takes. ``cpus`` is also its number of threads; the default is cores // count on this machine, 1
+        on a cluster. ``gpus`` may be a fraction (0.25: four items share a GPU); the default is 1 for items on
+        ``cuda``, else 0.
+    address:
+        Of a running Ray (``auto``, ``host:port``; default: ``RAY_ADDRESS``). Without one Ray is started here and
+        stopped at the end; a Ray that ran before goes on.
+    env:
+        Environment variables of the workers, for example ``ECSTUDY_HOME`` where the nodes keep their data elsewhere.
+
+    Raises
+    ------
+    MissingExtra, ValueError
+        If Ray is not installed, or a number is out of range.
+    """
+    from .ray_executor import RayExecutor
+
+    return RayExecutor(count, cpus, gpus, address, env)
+
+
+def chosen(executor, count: int = 0, **options):
+    """The executor that ``sweep(executor=...)`` means: None, a name, or the callable itself.
+
+    None is ``processes`` if there is a ``count``, else ``inline``. Raises ValueError for another name, and for options
+    (not None) of an executor that takes none.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if executor is None:
+        executor = "processes" if count else "inline"
+    if executor == "ray":
+        return ray(count or None, **options)
+    if given:
+        raise ValueError(f"{given[0]} {options[given[0]]!r}: only executor 'ray' takes it")
+    if callable(executor):
+        return executor
+    if executor not in ("inline", "processes"):
+        raise ValueError(f"executor {executor!r}: expected inline, processes or ray")
+    return processes(count or cores()) if executor == "processes" else inline
 
 
 def cores() -> int:
@@ -79,7 +127,7 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work, threads), daemon=True)
         # The child reads these while it loads torch, which may be before any line of ours runs in it.
-        with _environment({name: str(threads) for name in _THREADS}):
+        with environment({name: str(threads) for name in THREADS}):
             self.process.start()
         theirs.close()                        # so that the death of the child shows as the end of the pipe
         self.busy, self.item = False, None
@@ -133,7 +181,7 @@ def _serve(pipe, work, threads: int) -> None:
 
 
 @contextlib.contextmanager
-def _environment(values: dict):
+def environment(values: dict):
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

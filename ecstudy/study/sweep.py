@@ -27,6 +27,8 @@ class RunFailed(RuntimeError):
 def run(cell: Cell | None = None, *, force: bool = False, progress=None, **settings) -> dict:
     """Train, deploy and measure one cell; its row. A row that is there already is returned as it is.
 
+    Started by ``torchrun``, its processes run the cell together (:mod:`ecstudy.training.distributed`).
+
     Parameters
     ----------
     cell, settings:
@@ -51,6 +53,15 @@ def run(cell: Cell | None = None, *, force: bool = False, progress=None, **setti
         cell = Cell(**checked_names(settings))
     elif settings:
         raise CellError(f"give a cell or its fields, not both ({', '.join(settings)})")
+    from ..training import distributed
+
+    with distributed.joined(cell) as group:
+        if group is None:
+            return _run(cell, force, progress)
+        return group.follow(cell) if group.rank else group.tell(_run(cell, force, progress))
+
+
+def _run(cell: Cell, force: bool, progress) -> dict:
     if not force and (row := store.rows().get(cell.run_id)) and row["status"] in DONE:
         return store.add_section(row, cell.section)
     cell.check()
@@ -64,6 +75,7 @@ def run(cell: Cell | None = None, *, force: bool = False, progress=None, **setti
 def sweep(methods, budgets=(None,), *, dataset=None, datasets=None, models="dlrm", dims=16, seeds=0, lrs=0.001,
           base_dim: int | None = None, processes: int = 0, shard: str | None = None, fail_fast: bool = False,
           force: bool = False, progress: bool | None = None, tune: bool = False, missing: str = "run",
+          executor=None, cpus: int | None = None, gpus: float | None = None, address: str | None = None,
           **common) -> pd.DataFrame:
     """Run the missing cells of a grid and return one row per cell of it.
 
@@ -91,6 +103,9 @@ def sweep(methods, budgets=(None,), *, dataset=None, datasets=None, models="dlrm
         dimension, the one with the best validation AUC. The paper's grid is 0.001, 0.01, 0.1 (section 5.1.3).
     missing:
         ``"run"``, or ``"skip"`` to return only the rows that are there (pages of published rows need no data).
+    executor, cpus, gpus, address:
+        ``"ray"`` runs cells on Ray, ``processes`` of them at a time (0: as many as fit), each with so many CPUs and
+        (parts of) GPUs; see :func:`ecstudy.study.executors.ray`. Or a callable as that module describes.
     common:
         Further fields of :class:`~ecstudy.study.row.Cell`, the same for all cells.
 
@@ -105,7 +120,8 @@ def sweep(methods, budgets=(None,), *, dataset=None, datasets=None, models="dlrm
         raise CellError("give one of dataset and datasets")
     datasets = dataset if datasets is None else datasets
     known("missing", missing, ("run", "skip"))
-    fill_in = functools.partial(fill, processes=processes, fail_fast=fail_fast, force=force, progress=progress)
+    fill_in = functools.partial(fill, processes=processes, fail_fast=fail_fast, force=force, progress=progress,
+                                executor=executors.chosen(executor, processes, cpus=cpus, gpus=gpus, address=address))
     if missing == "skip":
         fill_in = there
     seeds = _many("seeds", seeds)
@@ -183,16 +199,20 @@ def fill(cells, *, processes: int = 0, shard: str | None = None, fail_fast: bool
     Cells that another process is running now are waited for at the end, and run here should that process fail.
     ``executor`` is one of :mod:`ecstudy.study.executors`; the other arguments are those of :func:`sweep`.
     """
+    from ..training import distributed
+
+    if (together := distributed.started()) > 1:
+        raise CellError(f"torchrun started {together} processes, which run one cell together: use `ecstudy run`; a "
+                        "sweep runs on several processes by --processes, --executor ray or --shard")
     cells = list({cell.run_id: cell for cell in cells}.values())
     if shard is not None:
         cells = part(cells, shard)
-    if executor is None:
-        executor = executors.processes(processes) if processes else executors.inline
+    executor = executors.chosen(executor, processes)
     there = store.rows()
     done = {} if force else {c.run_id: there[c.run_id] for c in cells if there.get(c.run_id, {}).get("status") in DONE}
     missing = [cell for cell in cells if cell.run_id not in done]
-    for cell in missing:
-        cell.check()
+    for cell in missing:                 # a cluster's devices are not seen from here
+        (replace(cell, device="cpu") if getattr(executor, "elsewhere", False) else cell).check()
     for cell in cells:
         if cell.run_id in done:
             done[cell.run_id] = store.add_section(done[cell.run_id], cell.section)
@@ -205,6 +225,8 @@ def fill(cells, *, processes: int = 0, shard: str | None = None, fail_fast: bool
         def finish(cell, row):
             if isinstance(row, executors.WorkerDied):
                 row = store.write(cell.row(dict(status="failed", reason=str(row))))
+            else:
+                store.adopt(row)             # a worker on another machine may have written it into a store of its own
             done[cell.run_id] = row
             del left[cell.run_id]
             clock.add(row)
