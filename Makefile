@@ -10,10 +10,13 @@ VENV        := .venv
 BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed
 NOTEBOOKS   := $(wildcard notebooks/*.ipynb)
-EXECUTED    := $(NOTEBOOKS:%.ipynb=book/%.ipynb)
+QUICK       := $(wildcard notebooks/profiles/quick/*.yaml)
+REAL        := $(filter-out %/real/dlrm.yaml,$(wildcard notebooks/profiles/real/*.yaml))
+EXECUTED    := $(QUICK:notebooks/profiles/%.yaml=book/notebooks/%.ipynb) $(REAL:notebooks/profiles/%.yaml=book/notebooks/%.ipynb)
 SOURCES     := $(shell find ecstudy -name '*.py' -o -name '*.csv' -path 'ecstudy/*')
 ROWS        := $(wildcard results/*.csv)
 PAGES       := $(wildcard book/*.md book/*.bib book/_static/*.css book/_static/*.svg book/_ext/*.py) CHANGELOG.md
+MEASURED    := runs/.quick
 GENERATED   := book/generated/.written
 BUILT       := _build/.built
 # one thread per process: two runs side by side are faster than one on two threads, and results do not depend on cores
@@ -26,7 +29,7 @@ export MPLBACKEND := agg
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "PROFILE=quick|real (notebooks/profiles), TORCH_INDEX=URL to install PyTorch from an index of its own"
+	@echo "PROFILE=quick|real|medium|paper (notebooks/profiles), TORCH_INDEX=URL to install PyTorch from an index of its own"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) with $(PYTHON)"
@@ -41,9 +44,14 @@ install: $(INSTALLED)  ## the environment alone
 report: $(BUILT)  ## run the notebooks (quick profile) and build the book into _build/html
 	@echo "open _build/html/index.html"
 
-book/notebooks/%.ipynb: notebooks/%.ipynb notebooks/profiles/quick.yaml $(SOURCES) | $(INSTALLED)
-	$(BIN)/ecstudy sweep $$($(BIN)/python -m ecstudy.report.profile notebooks/profiles/quick.yaml) --progress > /dev/null
-	$(BIN)/python -m ecstudy.report.execute $< $@ -f notebooks/profiles/quick.yaml
+# a page shows one file of a profile, executed with the notebook it is named after (what stands before a hyphen)
+.SECONDEXPANSION:
+book/notebooks/%.ipynb: notebooks/profiles/%.yaml notebooks/$$(firstword $$(subst -, ,$$(notdir $$*))).ipynb $(SOURCES) $(ROWS) | $(INSTALLED) $(MEASURED)
+	$(BIN)/python -m ecstudy.report.execute $(word 2,$^) $@ -f $<
+
+$(MEASURED): $(QUICK) $(SOURCES) | $(INSTALLED)
+	$(BIN)/ecstudy study quick --progress
+	@mkdir -p $(@D) && touch $@
 
 $(GENERATED): $(EXECUTED) $(SOURCES) $(ROWS) | $(INSTALLED)
 	$(BIN)/python -m ecstudy.report.pages
@@ -58,20 +66,18 @@ test: $(INSTALLED)  ## pytest, then every notebook with its small default parame
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 $(NOTEBOOKS)
 
 study: $(INSTALLED)  ## measure the missing rows of PROFILE (may be stopped and started again)
-	$(BIN)/ecstudy sweep $$($(BIN)/python -m ecstudy.report.profile notebooks/profiles/$(PROFILE).yaml) --progress > /dev/null
-	$(BIN)/ecstudy yardsticks --progress $(foreach key,dataset section,--$(key) $$(sed -n 's/^$(key): *//p' notebooks/profiles/$(PROFILE).yaml)) > /dev/null
-	$(BIN)/ecstudy results --section $$(sed -n 's/^section: *//p' notebooks/profiles/$(PROFILE).yaml)
+	$(BIN)/ecstudy study $(PROFILE) --progress
 
 publish: $(INSTALLED)  ## write measured rows of the real profile, and statistics of the data, into results/
 	$(BIN)/python -m ecstudy.report.pages --publish-data
-	$(BIN)/ecstudy results --section dlrm --publish results/dlrm.csv
+	$(BIN)/ecstudy study real --publish
 
 prep-real: $(INSTALLED)  ## prepare a Criteo file: make prep-real CRITEO=FILE [NAME=criteo_137k]
 	@test -n "$(CRITEO)" || { echo "give the file: make prep-real CRITEO=/path/to/train.txt [NAME=criteo_137k]"; exit 2; }
 	$(BIN)/ecstudy prep criteo "$(CRITEO)" --out "data/$(or $(NAME),criteo)" --progress
 
 clean:  ## remove the book and everything generated for it; measured rows and data stay
-	rm -rf _build book/generated book/methods book/notebooks book/_static/mathjax
+	rm -rf _build book/generated book/methods book/notebooks book/_static/mathjax book/_static/plotly
 
 distclean: clean  ## remove the environment, the generated data and the remembered rows as well
 	rm -rf $(VENV) runs data *.egg-info

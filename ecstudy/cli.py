@@ -1,4 +1,4 @@
-"""The commands ``ecstudy prep | weigh | run | sweep | merge | results | methods`` (typer and rich, from the extra ``cli``).
+"""The commands ``ecstudy prep | weigh | run | sweep | study | merge | results | methods`` (extra ``cli``: typer, rich).
 
 Bad input ends with one line and exit code 2, a failure with one line and 1, an interruption with 130.
 ``ECSTUDY_TRACEBACK=1`` shows where an error came from.
@@ -339,6 +339,35 @@ def sweep(
 
 
 @app.command()
+def study(
+    profile: Annotated[str, typer.Argument(help="A folder of notebooks/profiles: quick, real, medium or paper.")],
+    only: Annotated[Optional[List[str]], typer.Option(help="Only this file of it, as dlrm; repeatable.")] = None,
+    processes: Annotated[Optional[int], typer.Option(min=0, help="Workers, instead of the profile's number.")] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Write what is measured into results/, run nothing.")] = False,
+    progress: Shown = None,
+):
+    """Measure the missing rows of a profile; interrupt at any time, the same command goes on with the rest."""
+    from .study import profiles
+
+    failed = 0
+    for path in profiles.files(profile, only):
+        settings = profiles.load(path)
+        if publish:
+            data = settings["dataset"]
+            match = [name for name in store.results(settings["section"])["dataset"].unique() if name.startswith(data)]
+            target = store.publish(settings["section"], dataset=match or [data])
+            typer.echo(f"{target}: {len(store.read_csv(target))} rows")
+            continue
+        typer.echo(f"{path.stem}: {settings['dataset']}", err=True)
+        status = profiles.measure(path, processes=processes, progress=progress)["status"]
+        failed += int((status == "failed").sum())
+        typer.echo(f"{path.stem}: " + ", ".join(f"{n} {kind}" for kind, n in status.value_counts().items()))
+    if failed:
+        typer.echo(f"error: {failed} runs failed; the same command runs them again", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def merge(folders: Annotated[List[Path], typer.Argument(help="ECSTUDY_HOME of other machines (their checkouts), or "
                                                              "the folders with their rows.")]):
     """Take over the rows of other machines: new ones, newer ones, and good ones in place of failed ones."""
@@ -385,6 +414,20 @@ def results(
         typer.echo("no rows match; run some with `ecstudy sweep`")
     else:
         show_rows(table)
+
+
+@app.command()
+def claims(as_json: AsJson = False):
+    """Judge the paper's claims from the rows that are there."""
+    from .study.claims import ledger
+
+    found = ledger()
+    if as_json:
+        lines = records(found.drop(columns=["parts"]))
+        return typer.echo(json.dumps(lines, indent=1, allow_nan=False, ensure_ascii=False))
+    show(["claim", "verdict", "what it says", "paper", "here"],
+         [[r["id"], r["verdict"], r["claim"], r["paper"], r["text"]] for _, r in found.iterrows()],
+         note=", ".join(f"{n} {verdict}" for verdict, n in found["verdict"].value_counts().items()))
 
 
 @app.command()

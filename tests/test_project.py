@@ -1,6 +1,7 @@
 """The project as a reader meets it: what is installed, what README and book promise, what is committed."""
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -16,14 +17,14 @@ import yaml
 import ecstudy as ec
 from ecstudy.fields import Fields
 from ecstudy.registry import names
-from ecstudy.report.profile import flags
-from ecstudy.study.row import Cell
+from ecstudy.study import ablations, profiles
+from ecstudy.study.row import Cell, CellError, frame
 
 ROOT = Path(ec.__file__).resolve().parent.parent
 if not (ROOT / "pyproject.toml").is_file():
     pytest.skip("not a checkout", allow_module_level=True)
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))
+PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*/*.yaml"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -159,31 +160,68 @@ def test_notebooks_hold_no_output_and_little_code(path):
     code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     assert all(not c["outputs"] and c["execution_count"] is None for c in code)
     assert sum("parameters" in c["metadata"].get("tags", []) for c in code) == 1
-    assert all(len("".join(c["source"]).splitlines()) <= 16 for c in code)
+    lines = [(len("".join(c["source"]).splitlines()), "parameters" in c["metadata"].get("tags", [])) for c in code]
+    assert all(n <= (24 if parameters else 12) for n, parameters in lines)
 
 
-@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.name)
-def test_profiles_set_parameters_the_notebook_has(path):
-    profile = yaml.safe_load(path.read_text())
-    assert profile["profile"] == path.stem
-    cell = next(c for c in json.loads((ROOT / "notebooks" / "dlrm.ipynb").read_text())["cells"]
+def parameters(notebook: str) -> set[str]:
+    cell = next(c for c in json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
                 if "parameters" in c["metadata"].get("tags", []))
-    known = set(re.findall(r"^(\w+) =", "".join(cell["source"]), flags=re.M))
-    assert set(profile) <= known
-    assert set(profile["methods"]) <= set(names()) and profile["methods"][0] == "full"
-    Cell(**{k: profile[k] for k in ("dataset", "lr", "batch", "evals_per_epoch", "patience", "max_epochs", "section")},
-         method="full", budget=profile["budgets"][0], seed=profile["seeds"][0])
+    return set(re.findall(r"^(\w+) =", "".join(cell["source"]), flags=re.M))
 
 
-def test_a_profile_becomes_the_arguments_of_a_sweep(tmp_path):
-    path = tmp_path / "p.yaml"
-    path.write_text("profile: p\nmethods: [full, 'robe(block=4)']\ndataset: mine\nlr: 0.01\nmax_epochs: 2\n"
-                    "seeds: [0, 1]")
-    assert flags(path) == ["--methods", "full,robe(block=4)", "--datasets", "mine", "--lrs", "0.01",
-                           "--max-epochs", "2", "--seeds", "0,1"]
-    path.write_text("- a list")
-    with pytest.raises(ValueError, match="expected lines `name: value`"):
-        flags(path)
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_profiles_set_parameters_the_notebook_has(path):
+    profile = profiles.load(path)
+    assert profile["profile"] == f"{path.parent.name}/{path.stem}"
+    assert set(profile) <= parameters(profiles.notebook(path))
+    kept = ("dataset", "batch", "evals_per_epoch", "patience", "max_epochs", "section")
+    Cell(**{k: profile[k] for k in kept}, method="full", seed=profile["seeds"][0])
+    if "only" in profile:
+        assert set(profile["only"] or ()) <= set(ablations.names())
+    else:
+        assert set(profile["methods"]) <= set(names()) and profile["methods"][0] == "full"
+        assert all(Cell("full", "x", budget=b, lr=lr) for b in profile["budgets"] for lr in profile["lrs"])
+
+
+def test_profiles_are_files_of_notebooks(monkeypatch, tmp_path):
+    assert {p.stem for p in profiles.files("quick")} == set(profiles.ORDER) == {p.stem for p in NOTEBOOKS} - {"rag"}
+    assert [p.stem for p in profiles.files("real")][:2] == ["dlrm", "dlrm-epinions"]
+    assert [p.stem for p in profiles.files("real", ["ablations"])] == ["ablations"]
+    with pytest.raises(CellError, match="profile 'quik'.*quick"):
+        profiles.files("quik")
+    with pytest.raises(CellError, match="notebook 'dlmr'.*dlrm"):
+        profiles.files("quick", ["dlmr"])
+    (tmp_path / "p.yaml").write_text("- a list")
+    with pytest.raises(CellError, match="expected lines `name: value`"):
+        profiles.load(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("name", profiles.ORDER)
+def test_a_profile_measures_what_its_notebook_shows(name, monkeypatch, tmp_path):
+    """The same cells from ``ecstudy study`` as from executing the notebook's own call."""
+    module = importlib.import_module("ecstudy.study.sweep")
+    asked = []
+    monkeypatch.setattr(module.store, "rows", dict)
+    done = dict(status="ok", valid_auc=0.5, section="", data_fingerprint="")
+
+    def fill(cells, **options):
+        asked.append({cell.run_id for cell in cells})
+        return frame([done | dict(run_id=cell.run_id) for cell in cells])
+
+    monkeypatch.setattr(module, "fill", fill)
+    monkeypatch.setattr(ablations, "fill", fill)
+    monkeypatch.setattr("ecstudy.study.baselines.measure", lambda *a, **k: None)
+    path = next(p for p in profiles.files("quick") if p.stem == name)
+    profiles.measure(path)
+    by_profile, asked[:] = set().union(*asked), []
+    code = ["".join(c["source"]) for c in json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+            if c["cell_type"] == "code"]
+    space = {}
+    exec(code[0], space)
+    space |= profiles.load(path)
+    exec(code[1].split("command =")[0], space)
+    assert set().union(*asked) == by_profile and by_profile
 
 
 def test_every_page_of_the_contents_is_there_or_generated(tmp_path):
@@ -197,7 +235,7 @@ def test_every_page_of_the_contents_is_there_or_generated(tmp_path):
             yield from entries(child)
 
     generated = {f"book/{p.relative_to(tmp_path).with_suffix('')}" for p in pages.write_pages(tmp_path, weights=False)}
-    generated |= {f"book/notebooks/{p.stem}" for p in NOTEBOOKS}
+    generated |= {f"book/notebooks/{p.parent.name}/{p.stem}" for p in PROFILES if p.parent.name in ("quick", "real")}
     listed = list(entries(yaml.safe_load((ROOT / "_toc.yml").read_text())))
     assert len(listed) == len(set(listed)) and "book/intro" in listed
     for entry in listed:

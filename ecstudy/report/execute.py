@@ -1,6 +1,6 @@
 """Run a notebook with parameters: papermill with kernels over IPC, a bar, and nothing half-written left behind.
 
-``python -m ecstudy.report.execute notebooks/dlrm.ipynb book/notebooks/dlrm.ipynb -f notebooks/profiles/quick.yaml``
+``python -m ecstudy.report.execute notebooks/dlrm.ipynb out.ipynb -f notebooks/profiles/quick/dlrm.yaml``
 does what ``papermill`` does with the same arguments. Kernels over IPC need no free port, so several may start at once.
 """
 from __future__ import annotations

@@ -17,10 +17,10 @@ import pandas as pd
 
 from .. import paths
 from ..data import statistics as data_statistics
-from ..data.layout import Dataset
 from ..registry import docstring, names
 from ..registry import table as registry
-from . import drawings, figures, identities, speed, tables, taxonomy
+from . import claims, datasets, drawings, figures, guidelines, identities, speed, tables, taxonomy
+from .explorer import explorer
 from .picture import Html, frame_html, raw
 from .stamp import QUICK, mark, stamp
 from .style import FAMILIES, FULL, families, in_order, title
@@ -84,9 +84,11 @@ def write_pages(book: Path | None = None, *, weights: bool = True, progress: boo
               "generated/identities.md": identities.fragment() if weights else later}
     pages |= {"generated/methods.md": _methods_table(), "generated/deviations.md": _deviations(),
               "generated/first.md": _first_result(real, quick),
+              "generated/claims.md": claims.fragment() if weights else later,
+              "generated/guidelines.md": guidelines.fragment(guidelines.real_rows()),
               "generated/real.md": _real(real, yardstick_rows(), ablation_rows()),
-              "generated/speed.md": speed.fragment(_published("benchmarks.csv")),
-              "generated/data.md": _data(),
+              "generated/speed.md": speed.fragment(datasets.published("benchmarks.csv")),
+              "generated/data.md": _data(), "generated/explorer.md": _explorer(real, quick),
               "generated/stamp.md": raw(stamp())}
     for folder in ("methods", "generated"):
         for old in (book / folder).rglob("*.md"):             # a method that is gone leaves no page behind
@@ -197,7 +199,7 @@ def _weights(name: str) -> str:
 
 def _achieved(name: str, real: pd.DataFrame, quick: pd.DataFrame) -> str:
     parts = []
-    for rows, page in ((real, "../../real.md"), (quick, "../../notebooks/dlrm.ipynb")):
+    for rows, page in ((real, "../../real.md"), (quick, "../../notebooks/quick/dlrm.ipynb")):
         own = rows[rows["method"] == name] if len(rows) else rows
         if not len(own) or not own["status"].eq("ok").any():
             continue
@@ -262,7 +264,7 @@ def _best(rows: pd.DataFrame, budget: float):
 
 def _first_result(real: pd.DataFrame, quick: pd.DataFrame) -> str:
     """The first figure of the book: real rows if there are any, else the quick profile, said to be that."""
-    for rows, page in ((real, "real.md"), (quick, "notebooks/dlrm.ipynb")):
+    for rows, page in ((real, "real.md"), (quick, "notebooks/quick/dlrm.ipynb")):
         found = _best(rows, 0.1) if len(rows) and rows["status"].eq("ok").any() else None
         if found is None:
             continue
@@ -272,6 +274,14 @@ def _first_result(real: pd.DataFrame, quick: pd.DataFrame) -> str:
                 f"the uncompressed table has {full['auc']:.4f} (difference {best['gap']:+.4f}{half}, paired by seed). "
                 f"[All methods and budgets]({page}).")
         return "\n\n".join([raw(mark(rows)), text, raw(figures.auc_against_bytes(rows))]) + "\n"
+    return "No rows are published and none have been measured here yet: run `make report`.\n"
+
+
+def _explorer(real: pd.DataFrame, quick: pd.DataFrame) -> str:
+    """The interactive figure: real rows if there are any, else the quick profile, said to be that."""
+    for rows, command in ((real, "make study PROFILE=real"), (quick, "make report")):
+        if len(rows) and rows["status"].eq("ok").any():
+            return "\n\n".join([raw(mark(rows)), raw(explorer(rows, command=command))]) + "\n"
     return "No rows are published and none have been measured here yet: run `make report`.\n"
 
 
@@ -384,14 +394,7 @@ def _real(real: pd.DataFrame, yardsticks: pd.DataFrame, ablation: pd.DataFrame) 
 
 def _data(names_of=DATA) -> str:
     """Statistics and frequency curves: published ones (aggregates), else measured where the data is at hand."""
-    statistics, curves = _published("data_statistics.csv"), _published("data_frequency.csv")
-    for name in names_of:
-        if (paths.data() / name / "meta.json").is_file():
-            measured = Dataset.open(paths.data() / name)
-            if name not in set(statistics.get("dataset", ())):
-                statistics = pd.concat([statistics, pd.DataFrame([data_statistics.statistics(measured)])])
-            if name not in set(curves.get("dataset", ())):
-                curves = pd.concat([curves, _curve(measured)])
+    statistics, curves = datasets.known(names_of)
     if not len(statistics):
         return "No statistics are published and no data is at hand yet: run `make report`.\n"
     statistics = statistics.sort_values("dataset", key=lambda names: names.map(lambda n: (n.startswith(QUICK), n)))
@@ -400,16 +403,6 @@ def _data(names_of=DATA) -> str:
     if len(curves):
         parts.append(raw(figures.frequency(curves)))
     return "\n".join(parts)
-
-
-def _published(name: str) -> pd.DataFrame:
-    path = paths.results() / name
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
-
-
-def _curve(dataset: Dataset) -> pd.DataFrame:
-    return data_statistics.frequency_curve(dataset).assign(dataset=dataset.name)[["dataset", "id_share",
-                                                                                  "occurrence_share"]]
 
 
 def publish_data(names_of=DATA) -> list[Path]:
@@ -423,10 +416,10 @@ def publish_data(names_of=DATA) -> list[Path]:
     if not here:
         return []
     fresh = {"data_statistics.csv": pd.DataFrame([data_statistics.statistics(d) for d in here]),
-             "data_frequency.csv": pd.concat([_curve(d) for d in here])}
+             "data_frequency.csv": pd.concat([datasets.curve(d) for d in here])}
     written = []
     for name, table in fresh.items():
-        old = _published(name)
+        old = datasets.published(name)
         if len(old):
             table = pd.concat([old[~old["dataset"].isin(table["dataset"])], table])
         path = paths.results() / name

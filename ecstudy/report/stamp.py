@@ -47,7 +47,8 @@ def mark(rows: pd.DataFrame, profile: str = "") -> Html:
     seeds = rows["seed"].nunique()
     names = escape(", ".join(datasets))
     if all(name.startswith(QUICK) for name in datasets):
-        text = (f"<strong>Generated data, {escape(profile) or 'quick'} profile.</strong> {names}, {seeds} seed"
+        profile = profile.partition("/")[0] or "quick"
+        text = (f"<strong>Generated data, {escape(profile)} profile.</strong> {names}, {seeds} seed"
                 f"{'s' * (seeds != 1)}. Made to run anywhere in minutes: it shows how methods behave and what they "
                 "weigh; its AUC says nothing about a real log.")
         return Html(f'<div class="ec-mark">{text}</div>')

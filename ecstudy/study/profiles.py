@@ -1,0 +1,71 @@
+"""Profiles: the grids of the study as files, one folder per profile with one file per notebook.
+
+``notebooks/profiles/real/dlrm.yaml`` holds the parameters of ``notebooks/dlrm.ipynb`` in the profile ``real``;
+``dlrm-epinions.yaml`` beside it is the same notebook on other data. ``ecstudy study real`` measures the rows that the
+notebooks of a profile would, with the same names and defaults.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from .. import paths
+from ..extras import need
+from . import ablations
+from .row import CellError, known
+from .sweep import sweep
+
+_OF_THE_PAGE = ("profile", "missing")                  # what a notebook shows, not what is measured
+_PLURAL = {"dataset": "datasets", "model": "models", "dim": "dims", "lr": "lrs"}
+
+
+def folder() -> Path:
+    return paths.root() / "notebooks" / "profiles"
+
+
+def names() -> list[str]:
+    return sorted(p.name for p in folder().iterdir() if p.is_dir()) if folder().is_dir() else []
+
+
+def files(profile: str, only=None) -> list[Path]:
+    """The files of a profile, or those of some notebooks. CellError for a profile or a notebook that is not there."""
+    known("profile", profile, names())
+    found = sorted((folder() / profile).glob("*.yaml"), key=lambda p: (ORDER.index(notebook(p)), p.stem))
+    for name in only or ():
+        known("notebook", name, [p.stem for p in found])
+    return [p for p in found if not only or p.stem in only]
+
+
+ORDER = ("dlrm", "model_impact", "dimension_impact", "ablations")      # later ones use rows of earlier ones
+
+
+def notebook(path: Path) -> str:
+    """The notebook a file of parameters is for."""
+    name = path.stem.partition("-")[0]
+    known("notebook", name, ORDER)
+    return name
+
+
+def load(path) -> dict:
+    """Parameters of a notebook. Raises CellError if the file is not a mapping of names to values."""
+    settings = need("yaml", "book").safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise CellError(f"{path}: expected lines `name: value`, got {type(settings).__name__}")
+    return settings
+
+
+def measure(path, *, processes: int | None = None, progress: bool | None = None) -> pd.DataFrame:
+    """The rows of one file, measured where they are missing; of a DLRM grid also the yardsticks of its data."""
+    from .baselines import measure as yardsticks
+
+    path = Path(path)
+    settings = {k: v for k, v in load(path).items() if k not in _OF_THE_PAGE}
+    if processes is not None:
+        settings["processes"] = processes
+    if notebook(path) == "ablations":
+        return ablations.run(**settings, progress=progress)
+    rows = sweep(**{_PLURAL.get(k, k): v for k, v in settings.items()}, progress=progress)
+    if notebook(path) == "dlrm":
+        yardsticks(settings["dataset"], section=settings["section"], progress=progress)
+    return rows
