@@ -257,6 +257,19 @@ def test_latency_in_milliseconds(monkeypatch):
     assert got["x"] == pytest.approx((18, 6, 30, 1.5))
 
 
+@pytest.mark.parametrize("milliseconds, warm, rounds", [(1, 5, 50), (25, 5, 29), (400, 1, 11)])
+def test_latency_within_a_limit(monkeypatch, milliseconds, warm, rounds):
+    clock, calls = [0], []
+    monkeypatch.setattr("ecstudy.measure.latency.time.perf_counter_ns", lambda: clock[0])
+
+    def call(batch):
+        calls.append(batch)
+        clock[0] += int(milliseconds * 1e6)
+
+    got = measure_latency({"a": call}, batches=[0], repeats=50, warmup=5, limit=0.84)
+    assert len(calls) == warm + rounds and got["a"].median == milliseconds
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_latency_of_tensors_and_errors_restore(device):
     import gc

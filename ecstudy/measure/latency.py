@@ -11,6 +11,9 @@ import numpy as np
 import torch
 
 
+LEAST = 11                                                 # rounds that a quantile needs
+
+
 class Latency(NamedTuple):
     """Milliseconds per call, and ``median`` over that of the first callable."""
 
@@ -21,13 +24,15 @@ class Latency(NamedTuple):
 
 
 def measure_latency(calls: dict[str, Callable], *, batches: Sequence[Any], repeats: int = 100, warmup: int = 10,
-                    device: str | torch.device = "cpu") -> dict[str, Latency]:
+                    device: str | torch.device = "cpu", limit: float | None = None) -> dict[str, Latency]:
     """Wall time of one call, for each of ``calls``, under ``torch.inference_mode``.
 
     Each round times every callable once, in a new random order, on one of the ``batches`` (a tuple is spread into
     arguments); callables get different batches in a round and all of them over the rounds. Give enough batches that
     the rows they touch do not stay in cache, already on ``device``, and modules in ``eval`` mode. On CUDA the device
-    is synchronised before and after each call, so the time of launching kernels counts. ``warmup`` rounds go first.
+    is synchronised before and after each call, so the time of launching kernels counts. ``warmup`` rounds go first. With
+    ``limit``, in seconds, slow callables get fewer rounds: a fifth of it for warming up, and once it is over no more
+    than ``LEAST`` rounds.
 
     Raises ValueError if there is nothing to time or no batch.
     """
@@ -42,7 +47,13 @@ def measure_latency(calls: dict[str, Callable], *, batches: Sequence[Any], repea
     gc.disable()                                           # a collection inside one call would be charged to it
     try:
         with torch.inference_mode():
+            begin = time.perf_counter_ns()
             for turn in range(-warmup, repeats):
+                spent = (time.perf_counter_ns() - begin) / 1e9
+                if limit is not None and (spent > limit / 5 if -warmup < turn < 0 else turn >= LEAST and spent > limit):
+                    if turn < 0:
+                        continue
+                    break
                 shuffle(order)
                 for place, (name, call) in order:
                     batch = batches[(turn + place * len(batches) // len(calls)) % len(batches)]
