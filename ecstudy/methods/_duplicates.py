@@ -101,7 +101,7 @@ class Visits:
         return late, found[late], closest[late]
 
     def share(self, late: Tensor, early: Tensor, near: float, least: float) -> Tensor:
-        """Share of the elements of two blocks that differ by at most ``near``; 0 where it is clearly below ``least``."""
+        """Share of elements of two blocks that differ by at most ``near``; 0 where it is clearly below ``least``."""
         share, pair = torch.zeros(len(late), device=late.device), torch.arange(len(late), device=late.device)
         for part in pair.split(ELEMENTS // SAMPLE):
             share[part] = _equal(take(self.sample, late[part]), take(self.sample, early[part]), near)
