@@ -396,6 +396,8 @@ def results(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print all columns as CSV.")] = False,
     as_json: AsJson = False,
     publish: Annotated[Optional[Path], typer.Option(help="Write the matching measured rows into this CSV.")] = None,
+    contrasts: Annotated[Optional[Path], typer.Option(help="Write the section's differences to Full, with intervals "
+                                                           "and verdicts, into this CSV.")] = None,
 ):
     """Show the rows that are there, one per run."""
     filters = dict(dataset=dataset, method=method, model=model, status=status)
@@ -405,6 +407,13 @@ def results(
     if publish is not None:
         path = store.publish(section, publish, **filters)
         return typer.echo(f"{path}: {len(store.read_csv(path))} rows")
+    if contrasts is not None:
+        from .study.statistics import publish_contrasts, read_contrasts
+
+        if filters:
+            raise CellError(f"--contrasts takes all rows of a section; leave out --{next(iter(filters))}")
+        path = publish_contrasts(section, contrasts)
+        return typer.echo(f"{path}: {len(read_contrasts(path))} differences")
     table = store.results(section, **filters)
     if as_csv:
         store.write_csv(table, sys.stdout)

@@ -114,8 +114,14 @@ def auc_interval(label, score, level: float = 0.95) -> tuple[float, float, float
     return area, max(0.0, area - reach), min(1.0, area + reach)
 
 
-def _placements(label: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Share of the other class that each row beats (positives) or is beaten by (negatives), float64 [N]."""
+def components(label, score) -> np.ndarray:
+    """DeLong's structural components: the share of the other class that each row beats (positives) or is beaten by
+    (negatives), ties one half, float64 [N]. Their mean over either class is the AUC. Raises as :func:`auc`.
+
+    AUC is linear in them: those of a difference of models, or of a mean over seeds, are the difference or the mean.
+    """
+    label, score = checked(label, score)
+    _classes(label)
     order = np.argsort(score)
     ranked, hit = score[order], label[order]
     first = np.append(True, ranked[1:] != ranked[:-1])
@@ -129,20 +135,52 @@ def _placements(label: np.ndarray, score: np.ndarray) -> np.ndarray:
     return values
 
 
-def delong_paired(label, score_a, score_b) -> Paired:
-    """Compare two models on the same rows: label, score_a, score_b, each [N]. Needs two rows of each class.
+def delong_covariance(label, scores) -> tuple[np.ndarray, np.ndarray]:
+    """AUCs [M] of M models on the same rows and DeLong's covariance of them [M, M]: label [N], scores [M, N].
 
-    When the standard error is 0 (equal rankings) p is 1 for no difference and 0 otherwise. Raises as :func:`auc`.
+    Needs two rows of each class; raises as :func:`auc`.
     """
-    label, score_a = checked(label, score_a)
-    _, score_b = checked(label, score_b)
+    parts = np.stack([components(label, score) for score in _models(scores)])
+    label, _ = checked(label, parts[0])
     p, n = _classes(label, least=2)
-    gap = _placements(label, score_a) - _placements(label, score_b)        # linear: no covariance needed
+    of_positives, of_negatives = parts[:, label], parts[:, ~label]
+    covariance = np.atleast_2d(np.cov(of_positives)) / p + np.atleast_2d(np.cov(of_negatives)) / n
+    return of_positives.mean(axis=1), covariance
+
+
+def delong_paired(label, score_a, score_b) -> Paired:
+    """Compare two models on the same rows: label [N], score_a and score_b [N], or [S, N] for S seeds of each.
+
+    With seeds, components are averaged over them: the difference is that of the mean AUCs, and its standard error is
+    what another sample of test rows would change with these very S trainings of each; the seeds' own scatter is not in
+    it. Needs two rows of each class. When the standard error is 0 (equal rankings) p is 1 for no difference and 0
+    otherwise. Raises as :func:`auc`.
+    """
+    score_a, score_b = _models(score_a), _models(score_b)
+    if len(score_a) != len(score_b):
+        raise ValueError(f"scores of {len(score_a)} and {len(score_b)} seeds, expected as many of each")
+    return paired(label, sum(components(label, a) - components(label, b)           # linear: no covariance needed
+                             for a, b in zip(score_a, score_b)) / len(score_a))
+
+
+def paired(label, gap) -> Paired:
+    """As :func:`delong_paired`, from differences of :func:`components` ``gap`` [N] (of two models, or a mean of them).
+    """
+    label, gap = checked(label, gap)
+    p, n = _classes(label, least=2)
     difference = float(gap[label].mean())
     se = math.sqrt(gap[label].var(ddof=1) / p + gap[~label].var(ddof=1) / n)
     if se < 1e-15:
         return Paired(difference, 0.0, float(abs(difference) < 1e-12))
     return Paired(difference, se, math.erfc(abs(difference) / se / math.sqrt(2)))
+
+
+def _models(scores) -> list:
+    """One entry per model from [N] or [M, N]."""
+    scores = list(scores) if np.ndim(scores[0]) else [scores]
+    if not len(scores):
+        raise ValueError("no scores, expected those of at least one model")
+    return scores
 
 
 def benchmark(rows: int = 4_000_000, repeats: int = 3) -> dict[str, float]:

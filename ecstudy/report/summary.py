@@ -6,46 +6,24 @@ import math
 import numpy as np
 import pandas as pd
 
-from ..extras import need
+from ..study.statistics import best_by_validation, by_spec, t_interval
 from .style import FULL
 
 _ONE = ("dataset", "model", "dim")          # a table or figure never mixes these silently
 
 
-def t_interval(values, level: float = 0.95) -> tuple[float, float]:
-    """Mean and half width of the Student t-interval of ``values`` [n]; the half width is NaN below two values."""
-    x = np.asarray([v for v in values if v is not None and not pd.isna(v)], dtype=float)
-    if len(x) == 0:
-        return math.nan, math.nan
-    if len(x) == 1:
-        return float(x[0]), math.nan
-    quantile = need("scipy.stats", "book").t.ppf(0.5 + level / 2, len(x) - 1)
-    return float(x.mean()), float(quantile * x.std(ddof=1) / math.sqrt(len(x)))
-
-
-def check_rows(rows: pd.DataFrame) -> pd.DataFrame:
+def check_rows(rows: pd.DataFrame, free: str = "") -> pd.DataFrame:
     """``rows`` with ``method`` naming the whole spec (``compo|int8`` is a method of its own).
 
-    Raises ValueError if there are none or if they mix data sets, models or dimensions.
+    Raises ValueError if there are none or if they mix data sets, models or dimensions, the column ``free`` excepted.
     """
     if not len(rows):
         raise ValueError("no rows to report; run `ecstudy sweep` first or widen the filter of ec.results(...)")
     for column in _ONE:
         found = sorted(rows[column].dropna().unique().tolist()) if column in rows else []
-        if len(found) > 1:
+        if len(found) > 1 and column != free:
             raise ValueError(f"rows of several {column}s {found}; choose one, e.g. rows[rows.{column} == {found[0]!r}]")
-    if "spec" not in rows:
-        return rows
-    return rows.assign(method=rows["spec"].where(rows["spec"].fillna("").ne(""), rows["method"]))
-
-
-def best_by_validation(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per method, budget and seed: the one with the best validation AUC (never the test AUC)."""
-    keys = ["method", "budget", "seed"]
-    order = rows.assign(_ok=rows["status"].eq("ok")).sort_values(
-        ["_ok", "valid_auc"], ascending=False, na_position="last", kind="stable")
-    kept = order.drop_duplicates(keys).drop(columns="_ok")
-    return kept.sort_values(keys, ascending=[True, False, True], ignore_index=True)      # large budgets first
+    return by_spec(rows)
 
 
 def _ratio(above, below) -> float:
