@@ -1,4 +1,4 @@
-"""What the book needs beyond _config.yml: a local MathJax, two theme options, a version stamp in the footer.
+"""What the book needs beyond _config.yml: local MathJax and plotly, two theme options, a version stamp in the footer.
 
 Theme options stand here because ``html_theme_options`` in _config.yml would replace all that jupyter-book sets.
 """
@@ -11,14 +11,19 @@ from pathlib import Path
 from ecstudy.report.stamp import facts
 
 
-def local_mathjax(app, config) -> None:
-    """Copy the one MathJax file the pages load, so that reading the book asks nothing of the network."""
-    package = importlib.util.find_spec("sphinx-mathjax-offline")
-    source = Path(package.origin).parent / "static" / "mathjax" / "tex-svg.js"
-    target = Path(app.srcdir) / "book" / "_static" / "mathjax" / source.name
-    if not target.is_file() or target.stat().st_size != source.stat().st_size:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+# folder under _static: the package that carries the script, and where in it
+SCRIPTS = {"mathjax": ("sphinx-mathjax-offline", "static/mathjax/tex-svg.js"),
+           "plotly": ("plotly", "package_data/plotly.min.js")}
+
+
+def local_scripts(app, config) -> None:
+    """Copy the scripts the pages load, once for all of them, so that reading the book asks nothing of the network."""
+    for folder, (package, place) in SCRIPTS.items():
+        source = Path(importlib.util.find_spec(package).origin).parent / place
+        target = Path(app.srcdir) / "book" / "_static" / folder / source.name
+        if not target.is_file() or target.stat().st_size != source.stat().st_size:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
 
 
 def theme(app) -> None:
@@ -41,7 +46,7 @@ def once(app, pagename, templatename, context, doctree) -> None:
 
 
 def setup(app):
-    app.connect("config-inited", local_mathjax)
+    app.connect("config-inited", local_scripts)
     app.connect("builder-inited", theme)
     app.connect("html-page-context", once, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

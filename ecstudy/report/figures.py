@@ -52,11 +52,11 @@ def _percent(value, _position=None) -> str:
 
 def _end_labels(ax, ends: list[tuple[str, float, float, object]], right: float, apart: float) -> None:
     """Names of the lines in the right margin, each tied by a thin leader to the end of its line."""
-    low, high = ax.get_ylim()
-    places = _spread([y for _, _, y, _ in ends], apart * (high - low), low + 0.01 * (high - low), high)
-    for (name, x, y, look), place in zip(ends, places):
-        ax.annotate(look.title, (x, y), (right, place), textcoords=("axes fraction", "data"), color=look.color,
-                    va="center", fontsize=10, annotation_clip=False,
+    # in parts of the axis' height, so that labels stand evenly on a logarithmic one too
+    heights = (ax.transScale + ax.transLimits).transform([(x, y) for _, x, y, _ in ends])[:, 1]
+    for (name, x, y, look), place in zip(ends, _spread(heights.tolist(), apart, 0.01, 1)):
+        ax.annotate(look.title, (x, y), (right, place), textcoords="axes fraction", color=look.color, va="center",
+                    fontsize=10, annotation_clip=False,
                     arrowprops=dict(arrowstyle="-", color=look.color, lw=0.6, alpha=0.55, shrinkA=1, shrinkB=4))
 
 
@@ -81,27 +81,19 @@ def auc_against_bytes(rows: pd.DataFrame, *, highlight: str | None = None, comma
     look = looks(check_rows(rows))
     drawn = [m for m in look if m != FULL and (done["method"] == m).any()]
     family = dict(done[["method", "family"]].itertuples(index=False))
-    if highlight is not None:
-        panels = [("", [m for m in drawn if m == highlight])]
-    elif len(drawn) <= CROWD:
-        panels = [("", drawn)]
-    else:
-        kinds = [f for f in (*PANELS, *family.values()) if any(family[m] == f for m in drawn)]
-        panels = [(PANELS.get(f, f), [m for m in drawn if family[m] == f]) for f in dict.fromkeys(kinds)]
+    panels = [("", [highlight])] if highlight in drawn else [("", [])] if highlight else _panels(drawn, family)
     with drawing():
         import matplotlib.pyplot as plt
-        from matplotlib.ticker import FuncFormatter, NullLocator
 
         heights = [4.4] if len(panels) == 1 else [1.3 + max(1.0, 0.24 * len(own)) for _, own in panels]
         figure, axes = plt.subplots(len(panels), 1, figsize=(7.6, sum(heights)), sharex=True, sharey=True,
                                     squeeze=False, height_ratios=heights)
-        low, high = done["reached_pct"].min(), 100.0
+        low = done["reached_pct"].min()
         bottom, top = done["auc"].min(), done["auc"].max()     # a wide interval may leave the frame, a mean may not
         reach = min(done["auc_half"].max(), 0.35 * (top - bottom)) if done["auc_half"].notna().any() else 0
         margin = reach + 0.06 * max(top - bottom, 1e-4)
         for ax, height, (text, own) in zip(axes[:, 0], heights, panels):
-            ax.set_xscale("log")
-            ax.set_xlim(high * 1.1, low / 1.25)               # compression grows to the right, where methods part
+            _bytes_limits(ax, low)
             ax.set_ylim(bottom - margin, top + margin)
             ends = _auc_lines(ax, done, look, drawn, own)
             full = done[done["method"] == FULL]
@@ -113,16 +105,7 @@ def auc_against_bytes(rows: pd.DataFrame, *, highlight: str | None = None, comma
             if text:
                 ax.text(0.005, 0.03, text, transform=ax.transAxes, color=INK, fontsize=10.5, weight="bold")
             ax.set_ylabel("test AUC")
-        ticks = [t for t in (100, 50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1, 0.05, 0.01) if low / 1.25 <= t <= 110]
-        ax.set_xticks(ticks if len(ticks) > 1 else [low, high])
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(FuncFormatter(_percent))
-        ax.set_xlabel("deployed embedding, % of the float32 full table (measured bytes)")
-        above = axes[0, 0].secondary_xaxis("top", functions=(lambda p: p * full_bytes / 100 / MIB,
-                                                             lambda m: m * MIB * 100 / full_bytes))
-        above.set_xlabel("MiB")
-        above.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        above.xaxis.set_minor_locator(NullLocator())
+        _bytes_axes(axes[:, 0], low, full_bytes)
         svg = svg_of(figure)
     best = done[done["method"] != FULL].sort_values("auc").tail(1)
     alt = f"Line chart of test AUC against deployed size in per cent of the full table on {_where(rows)}."
@@ -136,6 +119,35 @@ def auc_against_bytes(rows: pd.DataFrame, *, highlight: str | None = None, comma
     return Picture(svg, alt, caption, rows, command)
 
 
+def _panels(drawn: list[str], family: dict[str, str]) -> list[tuple[str, list[str]]]:
+    """Headings and methods of the panels: one for all, or one per family where they are too many to be told apart."""
+    if len(drawn) <= CROWD:
+        return [("", drawn)]
+    kinds = [f for f in (*PANELS, *family.values()) if any(family[m] == f for m in drawn)]
+    return [(PANELS.get(f, f), [m for m in drawn if family[m] == f]) for f in dict.fromkeys(kinds)]
+
+
+def _bytes_limits(ax, low: float) -> None:
+    ax.set_xscale("log")
+    ax.set_xlim(110, low / 1.25)                              # compression grows to the right, where methods part
+
+
+def _bytes_axes(axes, low: float, full_bytes: float) -> None:
+    """Deployed size from 100 % down to ``low`` %: below the last of ``axes`` in per cent, above the first in MiB."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    ticks = [t for t in (100, 50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1, 0.05, 0.01) if low / 1.25 <= t <= 110]
+    axes[-1].set_xticks(ticks if len(ticks) > 1 else [low, 100.0])
+    axes[-1].xaxis.set_minor_locator(NullLocator())
+    axes[-1].xaxis.set_major_formatter(FuncFormatter(_percent))
+    axes[-1].set_xlabel("deployed embedding, % of the float32 full table (measured bytes)")
+    above = axes[0].secondary_xaxis("top", functions=(lambda p: p * full_bytes / 100 / MIB,
+                                                      lambda m: m * MIB * 100 / full_bytes))
+    above.set_xlabel("MiB")
+    above.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    above.xaxis.set_minor_locator(NullLocator())
+
+
 def _auc_lines(ax, done: pd.DataFrame, look: dict, drawn: list[str], own: list[str]) -> list[tuple]:
     """Full's band and all lines, those of ``own`` in colour; returns where the coloured ones end."""
     full = done[done["method"] == FULL]
@@ -144,20 +156,30 @@ def _auc_lines(ax, done: pd.DataFrame, look: dict, drawn: list[str], own: list[s
         ax.axhline(mean, color=INK, lw=1.2, ls=(0, (6, 3)))
         if not math.isnan(half):
             ax.axhspan(mean - half, mean + half, color=INK, alpha=0.13, lw=0)
+    return _lines(ax, done, look, drawn, own, "auc", ("auc_half", "auc_half"))
+
+
+def _lines(ax, done: pd.DataFrame, look: dict, drawn: list[str], own: list[str], y: str, bars: tuple[str, str],
+           x: str = "reached_pct", apart: float = 1.018, rising: bool = False) -> list[tuple]:
+    """A line per method of ``own``, its bars in the columns ``bars`` (below, above), the others faint.
+
+    Returns where the coloured ones end: at the smallest ``x``, or ``rising`` at the largest. Points of neighbours are a
+    factor ``apart``.
+    """
     ends = []
     crowd = len(drawn) > CROWD
     for i, method in enumerate(own if crowd else drawn):
-        line = done[done["method"] == method].sort_values("reached_pct", ascending=False)
+        line = done[done["method"] == method].sort_values(x, ascending=rising)
         faint, style, many = method not in own, look[method], len(own if crowd else drawn)
-        aside = 1.018 ** (i - (many - 1) / 2) if line["auc_half"].notna().any() else 1
-        ax.errorbar(line["reached_pct"] * aside, line["auc"], yerr=line["auc_half"].fillna(0), color=style.color,
+        aside = apart ** (i - (many - 1) / 2) if line[bars[0]].notna().any() else 1
+        ax.errorbar(line[x] * aside, line[y], yerr=line[list(bars)].fillna(0).to_numpy().T, color=style.color,
                     marker=style.marker, ls=style.dash, capsize=2.5, elinewidth=1, zorder=2 if faint else 3,
                     alpha=0.2 if faint else 1)
         if not faint:
-            ends.append((method, line["reached_pct"].iloc[-1] * aside, line["auc"].iloc[-1], style))
+            ends.append((method, line[x].iloc[-1] * aside, line[y].iloc[-1], style))
     for method in [m for m in drawn if crowd and m not in own]:
-        line = done[done["method"] == method].sort_values("reached_pct", ascending=False)
-        ax.plot(line["reached_pct"], line["auc"], color=INK, lw=0.9, alpha=0.3, zorder=1, marker=".", ms=4)
+        line = done[done["method"] == method].sort_values(x, ascending=rising)
+        ax.plot(line[x], line[y], color=INK, lw=0.9, alpha=0.3, zorder=1, marker=".", ms=4)
     return ends
 
 
