@@ -41,7 +41,7 @@ def _sources(table: pd.DataFrame) -> str:
 
 
 def _seeds(table: pd.DataFrame) -> str:
-    low, high = table["seeds"].min(), table["seeds"].max()
+    low, high = int(table["seeds"].min()), int(table["seeds"].max())
     return f"{low} seed{'s' * (low != 1)}" if low == high else f"{low} to {high} seeds"
 
 

@@ -11,7 +11,7 @@ together (a seed that suits just these rows) is in both terms, so the sum errs o
 S``. Quantiles are Student's with ``(S - 1) (se**2 / (sd**2 / S))**2`` degrees of freedom (Satterthwaite 1946, the part
 of the rows taken as known): ``S - 1`` where seeds make all the error, nearly the normal where rows do.
 
-Tests, intervals and verdicts need scipy and statsmodels (extra ``book``).
+Tests, intervals and verdicts need scipy (extra ``book``).
 """
 from __future__ import annotations
 
@@ -135,9 +135,8 @@ def equivalence(difference: float, se: float, df: float, margin: float = MARGIN)
 def holm(p) -> np.ndarray:
     """p-values [n] adjusted by Holm's step-down method; NaN stays NaN and does not count."""
     p = np.asarray(p, dtype=float)
-    out, there = np.full(len(p), math.nan), ~np.isnan(p)
-    if there.any():
-        out[there] = need("statsmodels.stats.multitest", "book").multipletests(p[there], method="holm")[1]
+    out, order = np.full(len(p), math.nan), np.argsort(p, kind="stable")[:np.count_nonzero(~np.isnan(p))]   # NaN last
+    out[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
     return out
 
 
@@ -322,6 +321,7 @@ test_logits.__test__ = False             # a function about test rows, no test
 # -- published differences ---------------------------------------------------------------------------------------------
 
 _WHOLE = ("dim", "seeds")
+_DIGITS = dict(budget=15, rows_se=17)           # what is read again, so that publishing twice writes the same
 _TEXT = ("dataset", "model", "method", "family", "reference", "status", "sources", "verdict", "pairs")
 
 
@@ -346,7 +346,7 @@ def publish_contrasts(section: str | None = None, path: str | Path | None = None
         writer.writerow(CONTRAST)
         for line in both.to_dict("records"):
             writer.writerow([line[c] if c in _TEXT else int(line[c]) if c in _WHOLE else
-                             "" if pd.isna(line[c]) else f"{line[c]:.{15 if c == 'budget' else 6}g}" for c in CONTRAST])
+                             "" if pd.isna(line[c]) else f"{line[c]:.{_DIGITS.get(c, 6)}g}" for c in CONTRAST])
     return path
 
 
@@ -415,7 +415,7 @@ def ranks(rows: pd.DataFrame, *, level: float = 0.05, fewest: int = FEWEST_BLOCK
     rows = rows[shared] if len(rows) else rows
     count = rows.groupby([*_PLACE, "budget"]).ngroups if len(rows) else 0
     if count < fewest:
-        raise TooFew(f"{count} blocks (data set x model x dimension x budget), needed are at least {fewest}: with "
+        raise TooFew(f"{count} block{'s' * (count != 1)} (data set x model x dimension x budget), needed are at least {fewest}: with "
                      "fewer, Friedman's test and critical differences mean little")
     table = rows[rows["status"].eq("ok")].pivot_table(index=[*_PLACE, "budget"], columns="method", values="auc")
     table = table.reindex(rows[[*_PLACE, "budget"]].drop_duplicates().apply(tuple, axis=1))
