@@ -1,6 +1,7 @@
 """Two processes take the steps of one: weights and AUC of every method that may, and what is refused."""
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -63,6 +64,7 @@ def work(rank: int, port: int, folder: str) -> None:
         found = trained(folder, spec, budget, group)
         if rank == 0:
             np.savez(f"{folder}/{number}.npz", **found)
+    warm_ups(group, folder)
     drift = torch.nn.Linear(2, 2)
     with torch.no_grad():
         drift.weight.fill_(rank)
@@ -88,6 +90,22 @@ def tables(group) -> None:
     group.parameters([never, once, both])
     assert never.grad is None and once.grad.tolist() == [3, 4] and both.grad.tolist() == [2, 5]
     assert group.tell({"a": group.rank}) == {"a": 0} and not group.all(group.rank == 0) and group.all(True)
+
+
+def warm_ups(group, folder) -> None:
+    """One process keeps a shared stage, both take it; only if both see it."""
+    if importlib.util.find_spec("safetensors") is None:
+        return
+    dataset, seconds = Dataset.open(folder), []
+    for cache in ("kept", "kept", f"kept-by-{group.rank}", f"kept-by-{group.rank}"):
+        emb = ec.make("dedup", dataset.cardinalities, 8, 0.5, seed=3)
+        head = models.make("wdl", fields=3, dim=8, dense=1, seed=3)
+        training = Run(emb, head, dataset, Settings(**SETTINGS), group=group, cache=f"{folder}/{cache}", shared_key={})
+        training.go()
+        seconds.append(group.tell(training.stage_seconds["warm-up"]) if group.rank == 0 else group.tell())
+        files = os.listdir(f"{folder}/kept")
+        assert len(files) == 1 and training.steps >= 52
+    assert seconds[0] == seconds[1] and len(set(seconds)) == 3 and not os.path.exists(f"{folder}/kept-by-1")
 
 
 @pytest.fixture(scope="module")

@@ -38,10 +38,9 @@ class RayExecutor:
             gpus = float(any(str(getattr(item, "device", "cpu")).startswith("cuda") for item in items))
         started = not self.ray.is_initialized()
         if started:
-            self._start()
+            self._start(gpus)
         waiting, running = items[::-1], {}
         try:
-            self._possible(gpus)
             # a task that dies is not tried again: its item gets a row that says so, as with processes
             task = self.ray.remote(_serve).options(num_cpus=self.cpus, num_gpus=gpus, max_retries=0)
             shared = self.ray.put(work)
@@ -58,26 +57,21 @@ class RayExecutor:
             if started:
                 self.ray.shutdown()
 
-    def _start(self) -> None:
+    def _start(self, gpus: float) -> None:
         if self.address != "local":
             self.ray.init(address=self.address, log_to_driver=False)
             return
+        import torch
+
+        if gpus > (here := torch.cuda.device_count()):           # Ray would wait for ever
+            raise CellError(f"a run asks for {gpus:g} GPU, this machine has {here}; ask for less, or give the address "
+                            "of a cluster")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # libraries read these while they load, before a task comes; on a cluster Ray sets them by the task's CPUs
         with environment({name: str(self.cpus) for name in THREADS}):
             self.ray.init(address="local", num_cpus=max(cores(), self.cpus * (self.count or 1)),
                           include_dashboard=False, log_to_driver=False, logging_level="ERROR",
                           _node_ip_address="127.0.0.1")
-
-    def _possible(self, gpus: float) -> None:
-        """A local Ray does not grow: a run that asks for more than it has would wait for ever."""
-        if self.address != "local":
-            return
-        has = self.ray.cluster_resources()
-        for name, wanted in (("CPU", self.cpus), ("GPU", gpus)):
-            if wanted > has.get(name, 0):
-                raise CellError(f"a run asks for {wanted:g} {name}, this machine has {has.get(name, 0):g}; ask for "
-                                "less, or give the address of a cluster")
 
     def _environment(self) -> dict[str, str]:
         home = {"ECSTUDY_HOME": os.environ["ECSTUDY_HOME"]} if "ECSTUDY_HOME" in os.environ else {}
