@@ -326,6 +326,34 @@ def test_published_contrasts_stand_in_for_logits(home):
         S.contrasts(home.rows)
 
 
+def test_a_run_leaves_logits_that_its_comparison_uses(tmp_path, monkeypatch):
+    """Two seeds of two methods, trained; then the command that publishes their differences."""
+    from typer.testing import CliRunner
+
+    from ecstudy.cli import app
+    from ecstudy.data.layout import DatasetWriter
+    from ecstudy.study import sweep
+
+    monkeypatch.setenv("ECSTUDY_HOME", str(tmp_path))
+    random = np.random.default_rng(0)
+    with DatasetWriter(tmp_path / "data" / "tiny", name="tiny", fields=["a", "b"], cardinalities=[50, 70]) as writer:
+        for split in ("train", "valid", "test"):
+            ids = np.stack([random.integers(0, 50, 200), random.integers(0, 70, 200)], 1)
+            writer.append(split, ids, None, (ids[:, 0] + random.integers(0, 50, 200) > 50).astype(int))
+    rows = sweep("full,hash_trick".split(","), 0.5, dataset="tiny", seeds=[0, 1], max_epochs=1, progress=False)
+    assert (rows["status"] == "ok").all() and len(rows) == 4
+    for row in rows.to_dict("records"):
+        label, logit = S.test_logits(row)
+        assert logit.dtype == np.float32 and auc(label, logit) == pytest.approx(row["auc"], abs=1e-14)
+    got = line(S.contrasts(rows), "hash_trick", 0.5)
+    assert got["sources"] == "seeds+rows" and got["rows_se"] > 0 and got["seeds"] == 2
+    done = CliRunner().invoke(app, ["results", "--section", "dlrm", "--contrasts", str(tmp_path / "c.csv")])
+    assert done.exit_code == 0 and "1 differences" in done.output, done.output
+    assert line(S.read_contrasts(tmp_path / "c.csv"), "hash_trick", 0.5)["rows_se"] == got["rows_se"]
+    done = CliRunner().invoke(app, ["results", "-m", "full", "--contrasts", str(tmp_path / "c.csv")])
+    assert done.exit_code == 2 and "leave out --method" in done.output
+
+
 # -- ranks -------------------------------------------------------------------------------------------------------------
 
 def blocks(values: dict[str, list[float]]) -> pd.DataFrame:

@@ -119,8 +119,8 @@ def _line(ax, y: int, cell: pd.Series, look, right: float) -> None:
         ax.plot([cell["from"], cell["to"]], [y, y], color=look.color, lw=1.2, alpha=0.9, solid_capstyle="butt")
     if not math.isnan(cell["low"]) and cell["sources"] == "seeds+rows":
         ax.plot([cell["low"], cell["high"]], [y, y], color=look.color, lw=4, alpha=0.35, solid_capstyle="butt")
-    ax.plot(cell["difference"], y, marker=look.marker, color=look.color, ms=5.5, ls="",
-            mfc=look.color if decided else "none", mew=1.2)
+    ax.plot(cell["difference"], y, marker=look.marker, color=look.color, ms=7.5, ls="",
+            mfc=look.color if decided else "none", mew=1)
     if decided:
         ax.annotate(cell["verdict"], (right, y), (-2, 0), textcoords="offset points", ha="right", va="center",
                     color=INK, fontsize=8.5)

@@ -415,8 +415,8 @@ def ranks(rows: pd.DataFrame, *, level: float = 0.05, fewest: int = FEWEST_BLOCK
     rows = rows[shared] if len(rows) else rows
     count = rows.groupby([*_PLACE, "budget"]).ngroups if len(rows) else 0
     if count < fewest:
-        raise TooFew(f"{count} block{'s' * (count != 1)} (data set x model x dimension x budget), needed are at least {fewest}: with "
-                     "fewer, Friedman's test and critical differences mean little")
+        raise TooFew(f"{count} block{'s' * (count != 1)} (data set x model x dimension x budget), needed are at least "
+                     f"{fewest}: with fewer, Friedman's test and critical differences mean little")
     table = rows[rows["status"].eq("ok")].pivot_table(index=[*_PLACE, "budget"], columns="method", values="auc")
     table = table.reindex(rows[[*_PLACE, "budget"]].drop_duplicates().apply(tuple, axis=1))
     table.index.names = [*_PLACE, "budget"]
