@@ -166,7 +166,7 @@ class Method(nn.Module):
 def alone(fields: Fields, rows: int, row_of: Callable[[Tensor, Tensor], Tensor], device=None) -> Tensor:
     """Which ids have a row of a table to themselves, bool [n].
 
-    ``row_of(flat, field)`` gives the rows of a block of ids: ``flat [k]`` of the full table, ``field [k]`` their fields.
+    ``row_of(flat, field)`` gives the rows of a block of ids: ``flat [k]`` of the full table, in fields ``field [k]``.
     """
     row = torch.empty(fields.n, dtype=torch.int32 if rows < 2 ** 31 else torch.int64, device=device)
     for start in range(0, fields.n, BLOCK):
