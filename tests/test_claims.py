@@ -3,16 +3,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from ecstudy.report import claims as claims_page
+from ecstudy.report import guidelines
 from ecstudy.report.tables import PAPER_NAMES, paper_table5
 from ecstudy.study import claims, verdicts
 from ecstudy.study.claims import CLAIMS, STATIC
-from ecstudy.study.decisions import IMPORTANCE, PAPERS
+from ecstudy.study.decisions import IMPORTANCE, PAPERS, _taus
 from ecstudy.study.verdicts import BUDGETS, DOES_NOT, FULL, HOLDS, UNDECIDED, UNTESTED, VERDICTS, Cells, Item, judge
 
 OURS = {theirs: name for name, theirs in PAPER_NAMES.items()}
@@ -204,6 +207,15 @@ def test_ratios_are_judged_as_logarithms():
     assert judge([Item("a", np.log([2.4]))], 2.0, unit="×", log=True, single=math.log(1.25)).verdict == UNDECIDED
 
 
+def test_a_timing_without_repetition_needs_a_margin():
+    once = paper_runs("criteo", seeds=1).assign(section="lookup", dataset=claims.LOOKUP)
+    for number in ("L1", "L2", "L3", "L4"):
+        assert claims.claim(number).decide(once).verdict in (HOLDS, UNDECIDED)
+    assert claims.claim("L4").decide(once).verdict == HOLDS                      # 246 ms beside 12.9 ms at most
+    assert claims.claim("L4").decide(put(once, "dhe", 0.5, "latency_ms", 246.39 / 1.2)).verdict == UNDECIDED
+    assert claims.claim("L4").decide(put(once, "dhe", 0.5, "latency_ms", 246.39 * 1.3)).verdict == DOES_NOT
+
+
 def test_a_variant_stands_in_only_where_the_method_cannot():
     rows = paper_runs("criteo")
     cut = rows[~(rows["method"].eq("dedup") & np.isclose(rows["budget"], 0.001))]
@@ -258,6 +270,8 @@ def test_rankings_over_models():
     expected = stats.kendalltau(range(n), swapped).statistic
     assert c.decide(models(swapped)).ours == pytest.approx(expected) and expected == pytest.approx(1 - 2 * 2 / 91)
     assert c.decide(models(range(n), noise=0.2)).verdict == UNDECIDED
+    draws = np.random.default_rng(0).normal(size=(2, 5, 9))
+    assert _taus(*draws) == pytest.approx([stats.kendalltau(a, b).statistic for a, b in zip(*draws)])
     assert c.decide(models(range(n)).query("model == 'dlrm'")).verdict == UNTESTED
     assert c.decide(models(range(n)).query("model != 'wdl'")).verdict == UNDECIDED     # one of two is not both
 
@@ -323,3 +337,116 @@ def test_one_run_tells_is_a_chi_square():
 
 def test_budgets_are_the_papers():
     assert BUDGETS == (0.5, 0.1, 0.01, 0.001) and verdicts.RANKS_AGREE < 1
+
+
+# -- the page of the ledger -------------------------------------------------------------------------------------------
+
+def test_the_page_shows_every_claim_with_words():
+    rows = pd.concat([paper_runs("criteo"), paper_weights(), TURNED["Q5"](paper_runs("avazu")),
+                      paper_runs("criteo").assign(dataset="synthetic_log")])
+    found = claims.ledger(rows)
+    text = claims_page.fragment(found)
+    counts = found["verdict"].value_counts()
+    assert f"**{counts[HOLDS]} hold**" in text and f"{counts[UNTESTED]} are not tested yet" in text
+    for r in found.to_dict("records"):
+        assert f'id="claim-{r["id"]}"' in text and f'href="#claim-{r["id"]}"' in text
+    body = re.sub("href=\"data:[^\"]*\"", "", text)
+    lines = {re.search('id="claim-(.*?)"', line).group(1): line for line in body.split("<tr>") if 'id="claim-' in line}
+    for r in found.to_dict("records"):
+        assert claims_page.badge(r["verdict"]) in lines[r["id"]]                # the word, not colour alone
+        assert not re.search(r"\bnan\b|None|\{", lines[r["id"]]), lines[r["id"]]
+    assert lines["Q5"].count("ec-verdict") == 3 and "+0.0000" in lines["Q5"]    # one each way, and undecided over all
+    assert "synthetic_\N{ZERO WIDTH SPACE}log, not counted: holds" in lines["Q5"]
+    assert "&lt;b&gt;" in claims_page.table(found.assign(text="<b>", parts=[{}] * len(found))).html
+
+
+# -- guidelines -------------------------------------------------------------------------------------------------------
+
+def cloud(auc, share, latency, seeds: int = 2) -> pd.DataFrame:
+    """One cell per entry, the same figures at every seed; the first is Full."""
+    return pd.DataFrame([dict(
+        section="dlrm", task="ctr", method=FULL if i == 0 else f"m{i}", spec=FULL if i == 0 else f"m{i}",
+        family="baseline", dataset="real_log", model="dlrm", dim=16, budget=share[i] / 100, seed=s, lr=0.001,
+        status="ok", reason="", auc=a, valid_auc=a, bytes_full=6400.0, bytes_inference=64.0 * share[i],
+        bytes_training=3 * 64.0 * share[i], seconds=1.0, latency_ms=latency[i], latency_full_ms=1.0)
+        for i, a in enumerate(auc) for s in range(seeds)])
+
+
+def test_the_front_is_that_of_brute_force():
+    rng = np.random.default_rng(0)
+    for _ in range(8):                                            # few values, so that ties are common
+        n = 24
+        auc = rng.integers(0, 8, n) / 64 + 0.5
+        share, latency = 2.0 ** rng.integers(-3, 6, n), 2.0 ** rng.integers(-2, 3, n)
+        found = guidelines.points(cloud(auc, share, latency))
+        frame = found.frame
+        for cost in guidelines.COSTS:
+            x, y = frame[cost].to_numpy(), frame["auc"].to_numpy()
+            brute = [any(y[j] >= y[i] and x[j] <= x[i] and (y[j] > y[i] or x[j] < x[i]) for j in range(n))
+                     for i in range(n)]
+            assert guidelines.dominated(found, cost).tolist() == brute
+            assert guidelines.front_of_means(y, x).tolist() == [not b for b in brute]
+
+
+def test_a_cell_is_dominated_only_if_the_interval_says_so():
+    rows = cloud([0.80, 0.79, 0.78], [100.0, 10.0, 10.0], [1.0, 1.0, 1.0], seeds=3)
+    assert guidelines.dominated(guidelines.points(rows), "bytes").tolist() == [False, False, True]
+    rows.loc[rows["method"] == "m2", "auc"] += [-0.02, 0.0, 0.02]                # the same mean, too wide to tell
+    found = guidelines.points(rows)
+    assert not guidelines.dominated(found, "bytes").any()
+    assert guidelines.front_of_means(found.frame["auc"], found.frame["bytes"]).sum() == 2
+    mean, low, high = guidelines.differences(found.auc)
+    x = np.array([-0.01 - 0.02, -0.01, -0.01 + 0.02])
+    assert (low[2, 1], high[2, 1]) == pytest.approx(stats.t.interval(0.95, 2, x.mean(), stats.sem(x)))
+    single = guidelines.points(rows[rows["seed"] == 0])
+    assert not guidelines.dominated(single, "bytes").any()                       # one seed tells nothing apart
+
+
+def test_under_a_constraint_validation_chooses_and_test_judges():
+    rows = cloud([0.80, 0.79, 0.78, 0.70], [100.0, 10.0, 10.0, 1.0], [1.0, 3.0, 1.0, 1.0], seeds=3)
+    rows.loc[rows["method"] == "m2", "valid_auc"] = 0.9                          # chosen, though m1 is better on test
+    found = guidelines.points(rows)
+    hit = guidelines.choose(found, found.frame["bytes"] <= 10)
+    named = found.frame["method"]
+    assert named[hit["best"]] == "m2" and [named[i] for i in hit["others"]] == ["m1"] and hit["cells"] == 3
+    assert hit["gap"] == pytest.approx(-0.02)
+    assert named[guidelines.choose(found, found.frame["bytes"] <= 1)["best"]] == "m3"
+    assert guidelines.choose(found, found.frame["method"] == FULL) is None       # Full is no answer
+    shown = guidelines.decisions(rows)
+    lines = shown.frame.set_index("constraint")
+    assert lines.loc["Deployed at 10 % of the full table or less", "best"] == "m2"
+    assert lines.loc["Deployed at 0.1 % of the full table or less", "cells"] == 0 and "nothing measured" in shown.html
+    assert lines.loc["Look-up within 2 times Full's", "best"] == "m2"
+
+
+def test_lines_of_code_are_counted_without_prose():
+    text = '"""A\nB"""\nimport a\n\n# c\ndef f():\n    """D."""\n    return (1,\n            2)\n'
+    assert guidelines.code_lines(text) == 4
+    assert guidelines.code_lines('x = """a\nb"""\n') == 2                        # a text that is not a docstring
+
+
+def test_what_methods_ask_for():
+    asked = guidelines.demands()
+    assert asked.loc["full", ["stages", "options"]].tolist() == [1, 0]
+    assert asked.loc[["full", "hash_trick", "compo", "robe"], "online"].eq("as it ships").all()
+    assert asked.loc[["adapt_emb", "top_k"], "online"].eq("after counting").all()
+    assert asked.loc[["autosrh", "deeplight", "dedup", "opt_embed", "auto_dim"], "online"].eq("no: in stages").all()
+    assert asked.loc[["dpq", "dhe"], "online"].eq("converted to ship").all() and asked.loc["autosrh", "stages"] >= 3
+    assert asked["lines"].between(5, 400).all()
+
+
+def test_the_page_of_guidelines():
+    rng = np.random.default_rng(0)
+    rows = pd.concat([cloud([0.80, 0.79, 0.78, 0.70], [100.0, 10.0, 10.0, 1.0], [1.0, 3.0, 1.0, 1.0], seeds=3)])
+    rows["auc"] += rng.normal(0, 1e-4, len(rows))
+    for column, value in dict(threads=1, torch="2", version="0", commit="abc", dirty=False, device="cpu", lr=0.001,
+                              batch=128, created="2026-01-01", data_fingerprint="f", python="3", machine="m").items():
+        rows[column] = value
+    text = guidelines.fragment({"real_log": rows, "empty_log": rows[:0]})
+    body = re.sub("href=\"data:[^\"]*\"", "", text)
+    assert "## On `real_log`" in text and "empty_log" not in text and "role=\"img\" aria-label=\"Pareto fronts" in text
+    assert not re.search(r"\bnan\b|None", re.sub(r"<svg.*?</svg>", "", body, flags=re.S))
+    assert "**10 % of the memory or less**: m1, below Full" in text
+    assert "No rows are published yet" in guidelines.fragment({})
+    with pytest.raises(ValueError, match="none of the 12 rows finished"):
+        guidelines.points(rows.assign(status="failed"))

@@ -15,13 +15,17 @@ import numpy as np
 import pandas as pd
 
 from .. import paths
+from ..budget import build, solve
 from ..extras import need
+from ..fields import Fields
+from ..memory import stored
 from ..registry import table as registry
 from .figures import _percent, _spread, _where
 from .picture import Picture, Table, frame_html, raw, svg_of
 from .stamp import mark
 from .style import FULL, INK, drawing, in_order, looks, title
 from .summary import best_by_validation, check_rows, t_interval
+from .weights import DIM, sizes_of, weighed
 
 COSTS = {                                # name -> (axis label, unit)
     "bytes": ("deployed embedding, % of the float32 full table", "%"),
@@ -143,8 +147,7 @@ def pareto(rows: pd.DataFrame, *, costs=tuple(COSTS), command: str = "") -> Pict
             low = min(low, np.quantile(y, 0.15))
             ax.set_ylim(low - margin, high + margin + 0.06 * (high - low))
             ax.set_xlim(x.min() / 6, x.max() * 1.6)
-            names = [f"{title(r.method)}" + (f" {100 * r.budget:.3g} %" if r.method != FULL else "")
-                     for r in frame[front].itertuples()]
+            names = [_cell(r) for r in frame[front].itertuples()]
             bottom, top = ax.get_ylim()
             places = _spread([v + 0.05 * (top - bottom) for v in y[front]], 0.062 * (top - bottom), bottom, top)
             for name, at, value, place, r in zip(names, x[front], y[front], places, frame[front].itertuples()):
@@ -213,8 +216,15 @@ def constraints(found: Points, asked: pd.DataFrame) -> list[tuple[str, np.ndarra
     return out
 
 
+def _name(method: str) -> str:
+    """``dedup(block=80)`` as ``Dedup (block=80)``."""
+    name, bracket, rest = method.partition("(")
+    return title(name) + (f" ({rest}" if bracket else "")
+
+
 def _cell(r) -> str:
-    return f"{title(r.method)}\N{NO-BREAK SPACE}{100 * r.budget:.3g}\N{NO-BREAK SPACE}%"
+    size = "" if r.method == FULL else f"\N{NO-BREAK SPACE}{100 * r.budget:.3g}\N{NO-BREAK SPACE}%"
+    return _name(r.method) + size + (" (one seed)" if r.seeds == 1 else "")
 
 
 def decisions(rows: pd.DataFrame, *, command: str = "") -> Table:
@@ -234,7 +244,7 @@ def decisions(rows: pd.DataFrame, *, command: str = "") -> Table:
                           others=" ".join(o["method"] for o in others)))
         half = (hit["high"] - hit["low"]) / 2
         gap = "" if math.isnan(hit["gap"]) else f"{hit['gap']:+.4f}".replace("-", "−") + (
-            "" if math.isnan(half) else f" ± {half:.4f}")
+            "" if math.isnan(half) else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{half:.4f}")
         shown.append({"Your constraint": text, "Best": _cell(best), "AUC − Full": gap,
                       "Cannot be told from it": ", ".join(_cell(o) for o in others) or "no other"})
     html = frame_html(pd.DataFrame(shown), index=False).replace("ec-table", "ec-table ec-prose", 1)
@@ -262,23 +272,33 @@ def code_lines(text: str) -> int:
     return len(held - strings)
 
 
+def _converts(name: str) -> bool:
+    """Whether names, shapes or types of a method's tensors change when it is deployed (a ``meta`` build for Criteo)."""
+    def shapes(emb):
+        return {key: (tuple(t.shape), t.dtype) for key, t in stored(emb).items()}
+
+    sizes, found = sizes_of("criteo"), weighed(name, "criteo", 0.1)
+    knob = solve(name, sizes, DIM, None if found["knob"] is None and found["reachable"] else
+                 max(found["bytes_inference"], int(0.1 * found["bytes_full"]))).knob
+    emb = build(name, Fields(sizes), DIM, knob=knob, device="meta")
+    before = shapes(emb)
+    return before != shapes(emb.deploy())
+
+
 @lru_cache(maxsize=1)
 def demands() -> pd.DataFrame:
     """What each method asks of those who train it, indexed by method.
 
     Columns: ``stages`` (of its schedule, rehearsed), ``needs_counts``, ``converts`` (what ships is not what trains: the
-    module's bytes change when deployed), ``online`` (one of :data:`ONLINE`), ``options`` (beyond the one that sets the
-    size), ``lines`` (of code in its file).
+    module's tensors change when deployed), ``online`` (one of :data:`ONLINE`), ``options`` (beyond the one that sets
+    the size), ``lines`` (of code in its file).
     """
-    from ..memory import memory
-    from ..training.timeline import example, timeline
+    from ..training.timeline import timeline
 
     lines = []
     for name, entry in registry().iterrows():
         stages = len(dict.fromkeys(stage for stage, _, _ in timeline(name)))
-        emb = example(name)
-        before, after = memory(emb), memory(emb.deploy())
-        converts = abs(after / before - 1) > 0.01
+        converts = stages > 1 or _converts(name)
         online = ONLINE[3] if stages > 1 else ONLINE[2] if entry["needs_counts"] else ONLINE[converts]
         path = paths.PACKAGE / "methods" / f"{name}.py"
         lines.append(dict(method=name, stages=stages, needs_counts=entry["needs_counts"], converts=converts,
@@ -312,19 +332,19 @@ def reading(rows: pd.DataFrame) -> list[str]:
         if not text.startswith("Deployed at") or (hit := choose(found, allowed)) is None:
             continue
         best, share = found.frame.loc[hit["best"]], text.split(" ")[2]
-        names = dict.fromkeys(title(found.frame.loc[i, "method"]) for i in hit["others"])
+        names = dict.fromkeys(_name(found.frame.loc[i, "method"]) for i in hit["others"])
         to_full = ""
         if not math.isnan(hit["low"]):
             to_full = (", below Full" if hit["high"] < 0 else ", above Full" if hit["low"] > 0 else
                        ", not told apart from Full") + f" ({hit['gap']:+.4f} ± {(hit['high'] - hit['low']) / 2:.4f})"
         rest = f"; {len(names)} other methods cannot be told from it" if len(names) > 4 else (
             f"; {', '.join(names)} cannot be told from it" if names else "; every other method is below")
-        out.append(f"**{share} % of the memory or less**: {title(best['method'])}{to_full.replace('+-', '−')}{rest}.")
+        out.append(f"**{share} % of the memory or less**: {_name(best['method'])}{to_full}{rest}.")
     for cost, (label, _) in COSTS.items():
         lost = dominated(found, cost)
         own = found.frame.assign(lost=lost)
-        always = [m for m in in_order(own["method"]) if own.loc[own["method"] == m, "lost"].all()]
-        said = ", ".join(map(title, always)) or "no method"
+        always = [m for m in in_order(own["method"]) if m != FULL and own.loc[own["method"] == m, "lost"].all()]
+        said = ", ".join(map(_name, always)) or "no method"
         out.append(f"**Dominated at every budget** in AUC and {_SHORT[cost]}: {said}.")
     return [line.replace("(-", "(−") for line in out]
 
@@ -351,7 +371,6 @@ def real_rows() -> dict[str, pd.DataFrame]:
     """Rows of the study's table by real data set: DLRM at the study's dimension."""
     from ..study import results
     from .stamp import QUICK
-    from .weights import DIM
 
     rows = results(section="dlrm", model="dlrm", dim=DIM)
     names = [n for n in dict.fromkeys(rows["dataset"]) if not str(n).startswith(QUICK)]

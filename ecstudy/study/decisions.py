@@ -162,6 +162,11 @@ def one_run_tells(rows) -> Verdict:
 
 
 
+def _single(rows: pd.DataFrame) -> float:
+    """Half width, of a logarithm, that a time measured once is given: benchmarks alone are of many batches."""
+    return math.log(MARGIN) if rows["section"].eq("lookup").all() else math.nan
+
+
 def slower(slow, quick, column: str, budget: float):
     """Each of ``slow`` takes longer than each of ``quick``, by seed."""
     def one(rows):
@@ -177,7 +182,7 @@ def slower(slow, quick, column: str, budget: float):
             if pairs:
                 items.append(min(pairs, key=lambda i: float(np.mean(i.values))))
         absent = [m for m in (*slow, *quick) if cells.of(m, budget, column) is None]
-        found = judge(items, 1.0, unit="×", log=True)
+        found = judge(items, 1.0, unit="×", log=True, single=_single(rows))
         if absent and found.verdict == HOLDS:
             return Verdict(UNDECIDED, found.ours, found.low, found.high,
                            f"{found.text}; no rows: {', '.join(map(name_of, absent))}", found.unit)
@@ -222,11 +227,10 @@ def grows(method: str, column: str, large: float, small: float):
 def latencies(methods, threshold: float, above: bool):
     def one(rows):
         cells = Cells(rows)
-        single = math.log(MARGIN) if rows["section"].eq("lookup").all() else math.nan
         items = [cells.latency(m, b) for m in methods for b in cells.budgets(m) if b <= 0.5625]
         items = [i for i in items if i.values is not None]
         absent = [m for m in methods if not any(b <= 0.5625 for b in cells.budgets(m))]
-        found = judge(items, threshold, above=above, unit="×", log=True, single=single)
+        found = judge(items, threshold, above=above, unit="×", log=True, single=_single(rows))
         if absent and found.verdict == HOLDS:
             return Verdict(UNDECIDED, found.ours, found.low, found.high,
                            f"{found.text}; no rows: {', '.join(map(name_of, absent))}", found.unit)
@@ -237,7 +241,7 @@ def latencies(methods, threshold: float, above: bool):
 
 # -- models, dimensions, allocation, data ---------------------------------------------------------------------------
 
-def ranks(models=("wdl", "dcn"), reference: str = "dlrm", budget: float = 0.1, draws: int = 400):
+def ranks(models=("wdl", "dcn"), reference: str = "dlrm", budget: float = 0.1, draws: int = 1000):
     """Kendall's tau between rankings by mean AUC at one budget, with a bootstrap over seeds.
 
     Scatter over seeds alone lowers tau. So rankings differ only if tau is also below what two models with one and the
@@ -271,15 +275,20 @@ def _agreement(pair: list[list[np.ndarray]], draws: int) -> tuple[tuple[float, f
     tau = float(kendall(*means).statistic)
     if min(len(v) for model in pair for v in model) < 2:
         return (tau, math.nan, math.nan), math.nan
-    drawn = [kendall(*([rng.choice(v, len(v)).mean() for v in model] for model in pair)).statistic
-             for _ in range(draws)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    drawn = [np.stack([v[rng.integers(len(v), size=(draws, len(v)))].mean(1) for v in model], 1) for model in pair]
+    low, high = np.quantile(_taus(*drawn), [0.025, 0.975])
     noise = np.array([[math.sqrt(np.mean([v.var(ddof=1) for v in model]) / len(w)) for w in model] for model in pair])
     order = (means - means.mean(axis=1, keepdims=True)).mean(axis=0)
     scatter = np.mean(noise ** 2) / 2                              # of a mean over both models
     order = order * math.sqrt(max(0.0, 1 - scatter / max(order.var(ddof=1), 1e-30)))
-    same = [kendall(*(order + rng.normal(0, 1, means.shape) * noise)).statistic for _ in range(draws)]
-    return (tau, float(low), float(high)), float(np.quantile(same, 0.025))
+    same = [order + rng.normal(0, 1, (draws, len(order))) * n for n in noise]
+    return (tau, float(low), float(high)), float(np.quantile(_taus(*same), 0.025))
+
+
+def _taus(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Kendall's tau of each row of ``a`` with that of ``b`` [draws, methods]; draws of means have no ties."""
+    i, j = np.triu_indices(a.shape[1], 1)
+    return np.sign((a[:, i] - a[:, j]) * (b[:, i] - b[:, j])).mean(1)
 
 
 IMPORTANCE = ("auto_dim", "opt_embed", "deeplight", "autosrh")
@@ -288,6 +297,8 @@ IMPORTANCE = ("auto_dim", "opt_embed", "deeplight", "autosrh")
 def dims(methods, threshold: float, above: bool, small: int = 16, large: int = 64):
     """AUC at the large dimension minus at the small one, with the same bytes: a tenth of the small one's full table."""
     def one(rows):
+        if not {"budget_bytes", "bytes_full"} <= set(rows):
+            return Verdict(UNTESTED)
         rows = rows[rows["model"].eq("dlrm") & rows["dim"].isin([small, large])]
         base = rows.loc[rows["dim"].eq(small), "bytes_full"].dropna()
         if not len(base):

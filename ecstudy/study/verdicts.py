@@ -70,7 +70,7 @@ class Cells:
         if not len(rows):
             return
         own = rows.assign(method=rows["spec"].where(rows["spec"].fillna("").ne(""), rows["method"]))
-        own = own.reindex(columns=["method", "budget", "seed", "status", *self.COLUMNS])
+        own = own.reindex(columns=["method", "budget", "seed", "lr", "status", *self.COLUMNS])
         own = best_by_validation(own)
         own = own[own["status"].eq("ok") & ~own["method"].str.contains("|", regex=False)]
         variants: dict[tuple[str, float], pd.DataFrame] = {}
