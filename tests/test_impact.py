@@ -167,6 +167,8 @@ def test_allocation_against_occurrences(who):
     assert {"AutoSrh: rank correlation +0.55", "MDE: all ids alike", "numbers per id"} <= texts(shown.svg)
     assert "AutoSrh from 1.5 for the rarest to 8.5 for the most frequent" in shown.alt     # means over two seeds
     assert "CompoEmb" not in shown.alt
+    kept = shown.rows.set_index(["method", "seed", "low"])                  # what the CSV under the figure holds
+    assert len(kept) == 3 * 4 and kept.loc[("autosrh", 1, 4), "mean"] == 9 and kept["q90"].eq(16).all()
     fields = report.allocation_fields(who, command="papermill x")
     whole(fields)
     assert "AutoSrh 8.5 in the smallest field, 1.5 in the largest" in fields.alt

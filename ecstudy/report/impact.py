@@ -345,6 +345,14 @@ def _mean_of(own: pd.DataFrame, part: str) -> pd.DataFrame:
     return sum(frames[1:], frames[0].astype(float)) / len(frames)
 
 
+def _long(told: pd.DataFrame, part: str) -> pd.DataFrame:
+    """What is drawn, to be kept as CSV: one line per run and bin (or field)."""
+    keys = ["run_id", "dataset", "model", "dim", "method", "budget", "seed"]
+    frames = [pd.DataFrame({k: r[k] for k in keys} | dict(spearman=r["allocation"]["spearman"]) | r["allocation"][part])
+              for r in told.to_dict("records")]
+    return pd.concat(frames, ignore_index=True)
+
+
 def _grid_of_panels(count: int, height: float):
     import matplotlib.pyplot as plt
 
@@ -411,8 +419,7 @@ def allocation(rows: pd.DataFrame, *, dim: int | None = None, command: str = "")
     caption = (f"Who gets the parameters on {where}: mean over the ids of a bin, band: 10th to 90th percentile, grey: "
                f"share of all ids (full height: all of them). {_sizes(told)} Rank correlation of numbers with "
                "occurrences over all ids (Spearman).")
-    return Picture(svg, alt, caption, told.drop(columns="allocation").assign(
-        allocation=told["allocation"].map(json.dumps)), command)
+    return Picture(svg, alt, caption, _long(told, "bins"), command)
 
 
 def _sizes(told: pd.DataFrame) -> str:
@@ -449,8 +456,8 @@ def allocation_fields(rows: pd.DataFrame, *, dim: int | None = None, command: st
     first = told.iloc[0]
     where = f"{first['dataset']}, {_model(first['model'])}, dimension {dim}"
     alt = f"Scatter plots of mean numbers per id against the cardinality of the field on {where}. {'; '.join(said)}."
-    return Picture(svg, alt, f"Mean numbers per id, one dot per field, on {where}. {_sizes(told)}", told.assign(
-        allocation=told["allocation"].map(json.dumps)), command)
+    caption = f"Mean numbers per id, one dot per field, on {where}. {_sizes(told)}"
+    return Picture(svg, alt, caption, _long(told, "fields"), command)
 
 
 # -- look-up time ----------------------------------------------------------------------------------------------------
