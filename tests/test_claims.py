@@ -428,7 +428,7 @@ def test_lines_of_code_are_counted_without_prose():
 def test_what_methods_ask_for():
     asked = guidelines.demands()
     assert asked.loc["full", ["stages", "options"]].tolist() == [1, 0]
-    assert asked.loc[["full", "hash_trick", "compo", "robe"], "online"].eq("as it ships").all()
+    assert asked.loc[["full", "hash_trick", "compo", "robe", "mde"], "online"].eq("as it ships").all()
     assert asked.loc[["adapt_emb", "top_k"], "online"].eq("after counting").all()
     assert asked.loc[["autosrh", "deeplight", "dedup", "opt_embed", "auto_dim"], "online"].eq("no: in stages").all()
     assert asked.loc[["dpq", "dhe"], "online"].eq("converted to ship").all() and asked.loc["autosrh", "stages"] >= 3

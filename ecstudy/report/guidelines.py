@@ -273,25 +273,29 @@ def code_lines(text: str) -> int:
 
 
 def _converts(name: str) -> bool:
-    """Whether names, shapes or types of a method's tensors change when it is deployed (a ``meta`` build for Criteo)."""
-    def shapes(emb):
-        return {key: (tuple(t.shape), t.dtype) for key, t in stored(emb).items()}
+    """Whether a method holds other numbers once deployed: how many of each type, on a ``meta`` build for Criteo.
+
+    The same numbers in another order (MDE joins tables of equal width) are no conversion.
+    """
+    def held(emb):
+        return pd.Series([t.numel() for t in stored(emb).values()]).groupby(
+            [str(t.dtype) for t in stored(emb).values()]).sum().to_dict()
 
     sizes, found = sizes_of("criteo"), weighed(name, "criteo", 0.1)
     knob = solve(name, sizes, DIM, None if found["knob"] is None and found["reachable"] else
                  max(found["bytes_inference"], int(0.1 * found["bytes_full"]))).knob
     emb = build(name, Fields(sizes), DIM, knob=knob, device="meta")
-    before = shapes(emb)
-    return before != shapes(emb.deploy())
+    before = held(emb)
+    return before != held(emb.deploy())
 
 
 @lru_cache(maxsize=1)
 def demands() -> pd.DataFrame:
     """What each method asks of those who train it, indexed by method.
 
-    Columns: ``stages`` (of its schedule, rehearsed), ``needs_counts``, ``converts`` (what ships is not what trains: the
-    module's tensors change when deployed), ``online`` (one of :data:`ONLINE`), ``options`` (beyond the one that sets
-    the size), ``lines`` (of code in its file).
+    Columns: ``stages`` (of its schedule, rehearsed), ``needs_counts``, ``converts`` (what ships is not what trains;
+    true of several stages), ``online`` (one of :data:`ONLINE`), ``options`` (beyond the one that sets the size),
+    ``lines`` (of code in its file).
     """
     from ..training.timeline import timeline
 
@@ -316,9 +320,9 @@ def effort() -> Table:
         "Counts before": "yes" if asked.loc[m, "needs_counts"] else "no", "Trains on online": asked.loc[m, "online"],
         "Size by": entries.loc[m, "knob"] or "fixed", "Further options": asked.loc[m, "options"],
         "Lines of code": asked.loc[m, "lines"]} for m in order])
-    caption = ("Read off the methods' files: stages as a rehearsed schedule lists them; converted: the module changes "
-               "when it is deployed, so what serves is not what goes on learning; lines without comments and "
-               "docstrings, shared parts not counted.")
+    caption = ("Read off the methods' files: stages as a rehearsed schedule lists them; converted: a deployed module "
+               "holds other numbers than one in training, so what serves is not what goes on learning; lines without "
+               "comments and docstrings, shared parts not counted.")
     return Table(asked.loc[order].reset_index(), frame_html(shown, index=False), caption)
 
 
