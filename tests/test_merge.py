@@ -59,6 +59,14 @@ def test_new_and_better_rows_are_taken_over_and_nothing_else(there):
         assert store.merge(part)["kept"] == 5
 
 
+def test_logits_of_a_row_that_came_back_alone_are_fetched(there):
+    other = there(some_row("a"), some_row("b", "2024-01-01T00:00:00+00:00"), logits=["a", "b"])
+    store.write(some_row("a"))
+    store.write(some_row("b"))                                       # measured again here: those are not its logits
+    assert store.merge(other)["kept"] == 2
+    assert store.logits("a").tolist() == [0.5, -1.0] and store.logits("b") is None
+
+
 def test_a_failure_comes_with_its_traceback(there, home):
     other = there(some_row("bad", status="failed", reason="x"), traceback="line 7")
     assert store.merge(other)["new"] == 1

@@ -114,7 +114,9 @@ def merge(folder: str | Path) -> dict[str, int]:
         before = cached(row["run_id"])
         taken = adopt(row, **more)
         count["kept" if not taken else "better" if before else "new"] += 1
-        if taken and (theirs := found.parent / "logits" / f"{row['run_id']}.npy").is_file():
+        # a row that came back from a worker's machine before is the same one, and left its logits there
+        same = before is not None and before["created"] == row["created"] and not _logits(row["run_id"]).exists()
+        if (taken or same) and (theirs := found.parent / "logits" / f"{row['run_id']}.npy").is_file():
             with _whole(_logits(row["run_id"]), binary=True) as file:
                 file.write(theirs.read_bytes())
     return count
