@@ -11,7 +11,7 @@ BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed
 NOTEBOOKS   := $(wildcard notebooks/*.ipynb)
 QUICK       := $(wildcard notebooks/profiles/quick/*.yaml)
-REAL        := $(filter-out %/real/dlrm.yaml,$(wildcard notebooks/profiles/real/*.yaml))
+REAL        := $(filter-out %/real/dlrm.yaml %/real/dlrm-epinions.yaml,$(wildcard notebooks/profiles/real/*.yaml))
 EXECUTED    := $(QUICK:notebooks/profiles/%.yaml=book/notebooks/%.ipynb) $(REAL:notebooks/profiles/%.yaml=book/notebooks/%.ipynb)
 SOURCES     := $(shell find ecstudy -name '*.py' -o -name '*.csv' -path 'ecstudy/*')
 ROWS        := $(wildcard results/*.csv)
