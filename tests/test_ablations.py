@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from ecstudy.spec import parse
 from ecstudy.study import CellError, ablations, results, run, store
 from ecstudy.study.ablations import ABLATIONS, plan
 
@@ -67,7 +68,7 @@ def test_rows_are_measured_once_and_found_again(home):
 def test_deeplight_as_published_holds_more_than_was_asked(home):
     rows = ablations.run(DATA, only=["deeplight_final"], seeds=[0], **FAST)
     rows = rows[rows["at"] == 0.01].set_index("variant")
-    asked = int(rows.loc["as published", "spec"].split("kept=")[1].split(",")[0])
+    asked = parse(rows.loc["as published", "spec"]).options["kept"]
     published, ours = (json.loads(rows.loc[v, "bytes_breakdown"]) for v in ("as published", "pruned to the budget"))
     assert rows.loc["as published", "bytes_inference"] > rows.loc["pruned to the budget", "bytes_inference"]
     assert max(published.values()) > max(ours.values()) and asked * 4 <= rows.loc["pruned to the budget", "budget_bytes"]

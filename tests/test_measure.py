@@ -1,5 +1,8 @@
 """Measures against scikit-learn, brute force and the bootstrap."""
+import ctypes
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -345,6 +348,26 @@ def test_peak_nests(device):
         return all(abs(block.bytes - want * MB) < 12 * MB for block, want in zip(got, (200, 40, 200, 60)))
 
     measured(blocks, right)
+
+
+@resettable
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_peak_counts_memory_that_the_allocator_kept():
+    code = """
+import ctypes, torch
+ctypes.CDLL(None).mallopt(-3, 1 << 30)                     # no more mmap for large tensors: freed memory is kept
+first = [torch.ones(1 << 20, dtype=torch.uint8) for _ in range(150)]
+last = torch.ones(1 << 10, dtype=torch.uint8)              # holds the top of the heap
+del first
+from ecstudy.measure import peak
+with peak() as p:
+    torch.ones(100 << 20, dtype=torch.uint8)
+print(p.exact, p.bytes / 2**20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    exact, megabytes = done.stdout.split()
+    assert exact == "False" or 95 < float(megabytes) < 110
 
 
 @resettable

@@ -1,13 +1,15 @@
 """Peak memory of a block of code.
 
 On CUDA: the allocator's record of tensors on the device, exact (``torch.cuda.max_memory_allocated``); what the
-driver and libraries hold is not in it. On the CPU: physical memory of the whole process, so other threads count,
-memory-mapped files count as they are read, and memory that the allocator kept from before the block and uses again
-does not. Where Linux lets a process reset its own high-water mark the figure is exact; elsewhere (``exact`` false)
+driver and libraries hold is not in it. On the CPU: physical memory of the whole process, so other threads count and
+memory-mapped files count as they are read. What the allocator kept from before is given back first where glibc allows,
+so that using it again counts. Where Linux lets a process reset its own high-water mark the figure is exact; elsewhere (``exact`` false)
 only growth beyond the highest level the process ever had is seen, a lower bound (on Windows always 0).
 """
 from __future__ import annotations
 
+import ctypes
+import functools
 import re
 import sys
 from pathlib import Path
@@ -35,6 +37,8 @@ class Peak:
     def __enter__(self) -> "Peak":
         for outer in _active:
             outer._note()
+        if self.device.type == "cpu":
+            _trim()(0)
         self.exact = _reset(self.device)
         self._start, self.total = _levels(self.device)
         if self.exact:
@@ -76,6 +80,15 @@ def _levels(device: torch.device) -> tuple[int, int]:
         return 0, 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return most, most
+
+
+@functools.cache
+def _trim():
+    """glibc's malloc_trim, which returns free memory inside the heap to the system; else nothing."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return lambda pad: 0
 
 
 def _reset(device: torch.device) -> bool:

@@ -104,14 +104,14 @@ class Run:
     def execute(self, step: Step) -> None:
         """One update."""
         if not step.again:
-            self._last = *self.batch(step.split), step.split
-        ids, dense, label, split = self._last
+            self._last, self._split = self.batch(step.split), step.split
+        ids, dense, label = self._last
         self.optimizers.zero_grad()
         loss = F.binary_cross_entropy_with_logits(self.head(self.emb(ids), dense, ids), label)
         if step.penalty is not None:
             loss = loss + step.penalty()
         if self.group is not None:                   # so that the gradients of all processes add up
-            loss = loss * self._share[split]
+            loss = loss * self._share[self._split]
         if callable(step.update):
             gradients = torch.autograd.grad(loss, list(step.wrt() if callable(step.wrt) else step.wrt))
             step.update(gradients if self.group is None else self.group.sum(gradients))
