@@ -11,7 +11,8 @@ BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed
 NOTEBOOKS   := $(wildcard notebooks/*.ipynb)
 QUICK       := $(wildcard notebooks/profiles/quick/*.yaml)
-REAL        := $(filter-out %/real/dlrm.yaml %/real/dlrm-epinions.yaml,$(wildcard notebooks/profiles/real/*.yaml))
+# real pages read published rows: those of the contents; the DLRM grid has a page of its own, book/real.md
+REAL        := $(patsubst book/notebooks/%,notebooks/profiles/%.yaml,$(shell grep -o 'book/notebooks/real/[a-z_-]*' _toc.yml))
 EXECUTED    := $(QUICK:notebooks/profiles/%.yaml=book/notebooks/%.ipynb) $(REAL:notebooks/profiles/%.yaml=book/notebooks/%.ipynb)
 SOURCES     := $(shell find ecstudy -name '*.py' -o -name '*.csv' -path 'ecstudy/*')
 ROWS        := $(wildcard results/*.csv)
