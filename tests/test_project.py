@@ -164,6 +164,14 @@ def test_notebooks_hold_no_output_and_little_code(path):
     assert all(n <= (24 if parameters else 12) for n, parameters in lines)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_notebooks_call_what_there_is(path):
+    from ecstudy import report
+
+    called = re.findall(r"report\.(\w+)\(", path.read_text())
+    assert len(called) >= 4 and set(called) <= set(report.__all__)
+
+
 def parameters(notebook: str) -> set[str]:
     cell = next(c for c in json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
                 if "parameters" in c["metadata"].get("tags", []))

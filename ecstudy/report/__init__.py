@@ -1,6 +1,7 @@
 """Figures, tables and pages from rows. ``from ecstudy import report`` and call one function per figure."""
 from __future__ import annotations
 
+from .datasets import dataset
 from .explorer import explorer
 from .figures import auc_against_bytes, costs, frequency, timeline
 from .impact import (ablation, ablation_table, allocation, allocation_fields, dimension_gains, dimensions,
@@ -13,6 +14,6 @@ from .tables import beside_paper, paper_table5, ran, table5
 
 __all__ = ["Html", "Picture", "Table", "ablation", "ablation_table", "allocation", "allocation_fields",
            "auc_against_bytes", "beside_paper", "cells", "contrasts_table", "costs", "critical_difference",
-           "dimension_gains", "dimensions", "equivalence", "explorer", "frequency", "latency_against_bytes",
+           "dataset", "dimension_gains", "dimensions", "equivalence", "explorer", "frequency", "latency_against_bytes",
            "learning_rates", "mark", "models", "paper_table5", "ran", "rank_agreement", "stamp", "t_interval", "table5",
            "timeline"]
