@@ -1,6 +1,8 @@
 """Facts of data sets, published aggregates first: statistics (the paper's Table 4) and frequency curves."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
 from .. import paths
@@ -47,7 +49,7 @@ def dataset(name: str, *, command: str = "") -> Html:
         name = here.name
     if not len(statistics := statistics[statistics["dataset"] == name]):
         raise DataError(f"no statistics of {name!r}")
-    parts = [tables.statistics(statistics)._repr_html_()]
+    parts = [replace(tables.statistics(statistics), caption=f"{name}, training split.")._repr_html_()]
     if len(own := curves[curves["dataset"] == name]):
         parts.append(figures.frequency(own, command=command)._repr_html_())
     return Html("\n".join(parts))
