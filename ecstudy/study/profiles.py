@@ -21,7 +21,9 @@ _PLURAL = {"dataset": "datasets", "model": "models", "dim": "dims", "lr": "lrs"}
 
 
 def folder() -> Path:
-    return paths.root() / "notebooks" / "profiles"
+    """Where profiles are: under the study's home, else beside the package (a checkout)."""
+    here = [root / "notebooks" / "profiles" for root in (paths.root(), paths.PACKAGE.parent)]
+    return next((path for path in here if path.is_dir()), here[0])
 
 
 def names() -> list[str]:
@@ -30,6 +32,8 @@ def names() -> list[str]:
 
 def files(profile: str, only=None) -> list[Path]:
     """The files of a profile, or those of some notebooks. CellError for a profile or a notebook that is not there."""
+    if not names():
+        raise CellError(f"no profiles in {folder()}: they come with a checkout of the study")
     known("profile", profile, names())
     found = sorted((folder() / profile).glob("*.yaml"), key=lambda p: (ORDER.index(notebook(p)), p.stem))
     for name in only or ():
