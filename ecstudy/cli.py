@@ -1,4 +1,4 @@
-"""The commands ``ecstudy prep | weigh | run | sweep | study | merge | results | methods`` (extra ``cli``: typer, rich).
+"""The commands ``ecstudy prep | weigh | run | sweep | study | merge | results | claims`` and more (extra ``cli``).
 
 Bad input ends with one line and exit code 2, a failure with one line and 1, an interruption with 130.
 ``ECSTUDY_TRACEBACK=1`` shows where an error came from.
@@ -285,9 +285,11 @@ def run(
     model_option: ModelOption = None, force: Force = False, as_json: AsJson = False, progress: Shown = None,
 ):
     """Train, deploy and measure one cell; a row that is there already is shown as it is."""
+    from .training.distributed import started
+
     cell = Cell(method, dataset, model, dim, budget(budget_), seed, lr, batch, section, device, evals_per_epoch,
                 patience, max_epochs, options(model_option or []))
-    first = os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ        # of torchrun's processes
+    first = started() == 1 or os.environ["RANK"] == "0"        # of torchrun's processes
     row = run_one(cell, force=force, progress=progress if first else False)
     if not first:
         return
@@ -343,7 +345,7 @@ def study(
     profile: Annotated[str, typer.Argument(help="A folder of notebooks/profiles: quick, real, medium or paper.")],
     only: Annotated[Optional[List[str]], typer.Option(help="Only this file of it, as dlrm; repeatable.")] = None,
     processes: Annotated[Optional[int], typer.Option(min=0, help="Workers, instead of the profile's number.")] = None,
-    publish: Annotated[bool, typer.Option("--publish", help="Write what is measured into results/, run nothing.")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Write measured rows into results/, run nothing.")] = False,
     progress: Shown = None,
 ):
     """Measure the missing rows of a profile; interrupt at any time, the same command goes on with the rest."""

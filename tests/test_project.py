@@ -85,7 +85,8 @@ def test_example_method_of_the_book_works(tmp_path):
 
 
 def test_commands_named_in_the_pages_exist():
-    text = "\n".join((ROOT / p).read_text() for p in ("README.md", "book/reproduce.md", "book/data.md", "book/scale.md"))
+    pages = ("README.md", "book/reproduce.md", "book/data.md", "book/scale.md")
+    text = "\n".join((ROOT / p).read_text() for p in pages)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     assert set(re.findall(r"\bmake ([a-z-]+)", text)) - {"it"} <= targets
     from typer.main import get_command

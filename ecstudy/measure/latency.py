@@ -30,9 +30,9 @@ def measure_latency(calls: dict[str, Callable], *, batches: Sequence[Any], repea
     Each round times every callable once, in a new random order, on one of the ``batches`` (a tuple is spread into
     arguments); callables get different batches in a round and all of them over the rounds. Give enough batches that
     the rows they touch do not stay in cache, already on ``device``, and modules in ``eval`` mode. On CUDA the device
-    is synchronised before and after each call, so the time of launching kernels counts. ``warmup`` rounds go first. With
-    ``limit``, in seconds, slow callables get fewer rounds: a fifth of it for warming up, and once it is over no more
-    than ``LEAST`` rounds.
+    is synchronised before and after each call, so the time of launching kernels counts. ``warmup`` rounds go first.
+    With ``limit``, in seconds, slow callables get fewer rounds: a fifth of it for warming up, and once it is over no
+    more than ``LEAST`` rounds.
 
     Raises ValueError if there is nothing to time or no batch.
     """

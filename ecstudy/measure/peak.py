@@ -3,8 +3,9 @@
 On CUDA: the allocator's record of tensors on the device, exact (``torch.cuda.max_memory_allocated``); what the
 driver and libraries hold is not in it. On the CPU: physical memory of the whole process, so other threads count and
 memory-mapped files count as they are read. What the allocator kept from before is given back first where glibc allows,
-so that using it again counts. Where Linux lets a process reset its own high-water mark the figure is exact; elsewhere (``exact`` false)
-only growth beyond the highest level the process ever had is seen, a lower bound (on Windows always 0).
+so that using it again counts. Where Linux lets a process reset its own high-water mark the figure is exact; elsewhere
+(``exact`` false) only growth beyond the highest level the process ever had is seen, a lower bound (on Windows always
+0).
 """
 from __future__ import annotations
 
