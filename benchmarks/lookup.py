@@ -1,9 +1,11 @@
 """Lookup latency of every method relative to Full, and seconds and peak memory of solving one budget.
 
-    python benchmarks/lookup.py [--batch 128 ...] [--scale 1.0] [--budget 0.1 ...] [--method compo ...] [--out FILE.csv]
+    python benchmarks/lookup.py [--batch 128 ...] [--scale 1.0] [--budget 0.1 ...] [--method compo ...] [--compiled]
+                                [--out FILE.csv]
 
 Deployed modules at Criteo's true field sizes, ids from the synthetic Criteo-like log, all timed in turn in one
 process on one CPU thread (or ``--device cuda``).
+With ``--compiled`` each module is timed a second time after ``compile()``.
 Ratios are given against Full and against ``F.embedding`` on the same table.
 """
 from __future__ import annotations
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--budget", action="append", type=float, help="repeatable (default: 0.1)")
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compiled", action="store_true", help="also with torch.compile")
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", help="append the rows to this CSV")
@@ -57,15 +60,21 @@ def main() -> None:
             emb.deploy()
             if method.startswith("dedup"):           # untrained blocks fall on few; those of a trained table do not
                 emb.map.copy_(torch.randint(emb.kept, emb.map.shape))
-        for batch, ids in batches.items():
-            start = time.perf_counter()
+        for batch, ids, compiled in ((b, i, c) for c in (False, True)[:1 + args.compiled] for b, i in batches.items()):
+            if compiled:
+                emb.compile()
+                if not emb.fused:
+                    continue
             with torch.no_grad():
-                emb(*ids[0])
+                emb(*ids[0])                                             # makes tables, compiles
+                start = time.perf_counter()
+                emb(*ids[1])
             slow = time.perf_counter() - start > 0.1                     # bound by arithmetic: fewer repeats will do
             found = measure_latency({"full": full, "F.embedding": lambda i: F.embedding(i + offset, weight),
                                      method: emb}, batches=ids, device=args.device,
                                     repeats=min(args.repeats, 11) if slow else args.repeats, warmup=2 if slow else 20)
             rows.append(dict(benchmark="lookup", method=method, budget=budget, batch=batch, rows=sum(sizes),
+                             compiled=compiled,
                              device=args.device, threads=torch.get_num_threads(), ms=found[method].median,
                              full_ms=found["full"].median, ratio_full=found[method].ratio,
                              ratio_embedding=found[method].median / found["F.embedding"].median,

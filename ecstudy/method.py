@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from .fields import Fields
 from .memory import memory
-from .tables import Holder, take
+from .sparse import SparseTable
+from .tables import Fused, Holder, take
 
 BLOCK = 1 << 20                         # ids that are looked at together
 
@@ -81,6 +82,7 @@ class Method(nn.Module):
         if dim < 1:
             raise ValueError(f"dim={dim}: expected an embedding dimension of at least 1")
         self.fields, self.dim = fields, dim
+        self.fused = Fused()
 
     @classmethod
     def sizes(cls, fields: Fields, dim: int, **options) -> range | Sequence:
@@ -96,11 +98,33 @@ class Method(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """ids [B, F] -> [B, F, D]; with a single int cardinality ids [...] -> [..., D]."""
         if not self.fields.single:
-            self.fields.check(ids)
-            return self.lookup(self.encode(ids))
-        column = ids.reshape(-1, 1)
-        self.fields.check(column)
-        return self.lookup(self.encode(column)).reshape(ids.shape + (self.dim,))
+            return self._look(ids)
+        return self._look(ids.reshape(-1, 1)).reshape(ids.shape + (self.dim,))
+
+    def _look(self, ids):
+        self.fields.check(ids)
+        if "look" in self.fused:
+            return self.fused["look"](ids.clone())           # where a batch begins in memory would be compiled in
+        return self.lookup(self.encode(ids))
+
+    def compile(self, **options) -> Method:
+        """Fuse the look-up of a deployed module with ``torch.compile``, which gets the ``options``. Returns itself.
+
+        On a CPU that needs a C++ compiler, on a GPU Triton. The first call compiles, for seconds; results and bytes
+        stay as they are. Unlike ``nn.Module.compile`` it leaves the check of ids outside, which synchronises.
+        Copies and saved modules are not compiled. A pruned table stays as it is: how many values are read depends
+        on the ids, so there is no one graph, and compiled in pieces it is not faster.
+
+        Raises
+        ------
+        ValueError
+            Before :meth:`deploy`: a look-up that trains records what it touched, which cannot be fused.
+        """
+        if not self.deployed:
+            raise ValueError(f"{type(self).__name__} is still training: compile() fuses what ships; call deploy() first")
+        if not any(isinstance(holder, SparseTable) for holder in self.holders()):
+            self.fused["look"] = torch.compile(lambda ids: self.lookup(self.encode(ids)), **{"dynamic": True} | options)
+        return self
 
     def schedule(self, run) -> Iterator[Step]:
         """How the method trains: a generator of steps (ordinary control flow around ``run.fit``)."""
