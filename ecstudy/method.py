@@ -121,7 +121,7 @@ class Method(nn.Module):
             Before :meth:`deploy`: a look-up that trains records what it touched, which cannot be fused.
         """
         if not self.deployed:
-            raise ValueError(f"{type(self).__name__} is still training: compile() fuses what ships; call deploy() first")
+            raise ValueError(f"{type(self).__name__} is still training: compile() fuses what ships, so deploy() first")
         if not any(isinstance(holder, SparseTable) for holder in self.holders()):
             self.fused["look"] = torch.compile(lambda ids: self.lookup(self.encode(ids)), **{"dynamic": True} | options)
         return self
