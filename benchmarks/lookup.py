@@ -86,7 +86,7 @@ def main() -> None:
 
 def planned(args, sizes):
     """Every method at every budget it reaches; one that reaches none at its smallest size."""
-    for method in args.method or [name for name in ec.methods().index if name != "full"]:
+    for method in args.method or [name for name in ec.methods().query("trains").index if name != "full"]:
         budgets = [b for b in args.budget or [0.1] if ec.weigh(method, sizes, 16, b)["reachable"]]
         smallest = ec.weigh(method, sizes, 16, 1e-6)["inference_pct"] / 100 + 1e-6
         for budget in budgets or [min(1.0, smallest)]:

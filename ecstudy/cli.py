@@ -125,11 +125,11 @@ def budget(text: str) -> float | int | None:
     return check_budget(value)
 
 
-def _specs(texts: list[str]) -> list[str]:
-    """Methods as typed, all of them for ``all``."""
+def _specs(texts: list[str], trains: bool | None = None) -> list[str]:
+    """Methods as typed; for ``all`` all of them, or all that train."""
     from .registry import names
 
-    return [spec for text in texts for spec in (names() if text == "all" else split(text))]
+    return [spec for text in texts for spec in (names(trains) if text == "all" else split(text))]
 
 
 def numbers(name: str, text: str, kind) -> list:
@@ -328,7 +328,8 @@ def sweep(
 ):
     """Run the missing cells of a grid; interrupt at any time, the same command goes on with the rest."""
     table = run_grid(
-        _specs([methods]), [budget(part) for part in split(budgets)], datasets=split(datasets), models=split(models),
+        _specs([methods], trains=True), [budget(part) for part in split(budgets)], datasets=split(datasets),
+        models=split(models),
         dims=numbers("dims", dims, int), seeds=numbers("seeds", seeds, int), lrs=numbers("lrs", lrs, float),
         base_dim=base_dim, processes=processes, shard=shard, fail_fast=fail_fast, force=force, progress=progress,
         batch=batch, section=section, device=device, evals_per_epoch=evals_per_epoch, patience=patience,

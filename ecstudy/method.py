@@ -74,6 +74,8 @@ class Method(nn.Module):
     time: str = ""                      # work of looking up one id, in LaTeX
     needs_counts = False                # wants counts=: training occurrences of each id [n]
     learns_size = False                 # what ships is decided by training: a build weighs the most it can become
+    trains = True                       # False: only :meth:`fit` fills it, so it is no part of training studies
+    seed = 0                            # of what :meth:`fit` draws; ``ecstudy.make`` sets it
     deployed = False
     fitted: dict = {}                   # options that :meth:`fit` found; saving writes them into the specification
 
@@ -127,7 +129,16 @@ class Method(nn.Module):
         return self
 
     def schedule(self, run) -> Iterator[Step]:
-        """How the method trains: a generator of steps (ordinary control flow around ``run.fit``)."""
+        """How the method trains: a generator of steps (ordinary control flow around ``run.fit``).
+
+        Raises
+        ------
+        TypeError
+            At the first step, if the method does not train (:attr:`trains`).
+        """
+        if not self.trains:
+            raise TypeError(f"{type(self).__module__.rsplit('.', 1)[-1]} compresses vectors that are trained already "
+                            "and does not train itself: use ecstudy.compress(vectors, method, budget)")
         yield from run.fit("train")
 
     def before_evaluation(self) -> None:

@@ -13,10 +13,11 @@ from .paths import PACKAGE
 from .spec import SpecError
 
 
-def names() -> list[str]:
-    """Names of all methods, sorted."""
+def names(trains: bool | None = None) -> list[str]:
+    """Names of all methods, sorted; ``trains`` picks those that train, or those that only take trained vectors."""
     found = pkgutil.iter_modules([str(PACKAGE / "methods")])
-    return sorted(module.name for module in found if not module.name.startswith("_"))
+    every = sorted(module.name for module in found if not module.name.startswith("_"))
+    return every if trains is None else [name for name in every if get(name).trains is trains]
 
 
 def get(name: str) -> type[Method]:
@@ -49,7 +50,7 @@ def table() -> pd.DataFrame:
     """All methods, indexed by name.
 
     Columns: family, group, paper, aware, knob ("": fixed size), space and time (LaTeX), learns_size, needs_counts,
-    options, summary.
+    trains, options, summary.
     """
     rows = []
     for name in names():
@@ -58,5 +59,6 @@ def table() -> pd.DataFrame:
         options = {p.name: p.default for p in arguments if p.name not in (cls.knob, "counts")}
         rows.append(dict(method=name, family=cls.family, group=cls.group, paper=cls.paper, aware=cls.aware,
                          knob=cls.knob or "", space=cls.space, time=cls.time, learns_size=cls.learns_size,
-                         needs_counts=cls.needs_counts, options=options, summary=docstring(name).splitlines()[0]))
+                         needs_counts=cls.needs_counts, trains=cls.trains, options=options,
+                         summary=docstring(name).splitlines()[0]))
     return pd.DataFrame(rows).set_index("method")

@@ -86,7 +86,7 @@ def untouched(monkeypatch):
                         lambda self, *args, **kwargs: inner(self, *args, **kwargs | {"bound": 0.0}))
 
 
-@pytest.mark.parametrize("method", names())
+@pytest.mark.parametrize("method", names(trains=True))
 def test_a_step_at_criteo_size_makes_nothing_that_grows_with_the_table(method, log, untouched):
     sizes = log.cardinalities
     assert sum(sizes) == ROWS

@@ -54,7 +54,7 @@ def test_schedules_by_a_fake_run():
     assert timeline("autosrh") == [("warm-up", 4, "all"), ("search", 4, "emb"), ("search", 4, "aux"),
                                    ("fine-tune", 4, "all")]
     assert timeline("autosrh(order='published')")[-1] == ("retrain", 4, "all")
-    for name in names():
+    for name in names(trains=True):
         stages = [stage for stage, _, _ in timeline(name)]
         assert stages and len(set(stages)) <= 3, name
 
@@ -281,7 +281,7 @@ def test_unreachable_is_a_row_that_costs_nothing(small):
 
 
 @every_device
-@pytest.mark.parametrize("spec", names())
+@pytest.mark.parametrize("spec", names(trains=True))
 def test_a_cell_measures_everything(small, spec, device):
     cell = Cell(spec + trait(spec, "options"), small.folder, dim=8, budget=trait(spec, "budget"), batch=64,
                 max_epochs=1, device=device)

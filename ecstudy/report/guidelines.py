@@ -300,7 +300,7 @@ def demands() -> pd.DataFrame:
     from ..training.timeline import timeline
 
     lines = []
-    for name, entry in registry().iterrows():
+    for name, entry in registry().query("trains").iterrows():
         stages = len(dict.fromkeys(stage for stage, _, _ in timeline(name)))
         converts = stages > 1 or _converts(name)
         online = ONLINE[3] if stages > 1 else ONLINE[2] if entry["needs_counts"] else ONLINE[converts]

@@ -117,7 +117,7 @@ def _method_page(name: str, real: pd.DataFrame, quick: pd.DataFrame, weights: bo
     entry = registry().loc[name]
     first, _, rest = docstring(name).partition("\n")
     parts = [f"# {title(name)}", first, _facts(name, entry), markdown(rest)]
-    if stages := _stages(name):
+    if entry["trains"] and (stages := _stages(name)):
         parts += ["## How it trains", raw(figures.timeline(stages))]
     if weights:
         drawn = drawings.storage(name, shipped(name), sum(sizes_of("criteo")))

@@ -171,9 +171,13 @@ class Cell:
         """Look up method and options, model, data and device; raises one clear ValueError before any work."""
         from .. import models
         from ..budget import build
+        from ..registry import get, names
         from ..spec import SpecError
 
         known("model", self.model, models.names())
+        if not get(self.spec.name).trains:
+            raise CellError(f"method {self.method!r}: it compresses trained vectors and does not train; methods that "
+                            f"do: {', '.join(names(trains=True))}")
         check_device(self.device)
         data = _open(self.dataset)
         if data.fingerprint != self.fingerprint:
