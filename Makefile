@@ -5,7 +5,7 @@
 PYTHON      ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 PROFILE     ?= quick
-EXTRAS      := save,cli,prep,book,ray,dev
+EXTRAS      := save,cli,prep,book,rag,ray,dev
 VENV        := .venv
 BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed

@@ -127,7 +127,7 @@ def test_constraints_pin_every_requirement_of_the_environment():
         pins[name.lower().replace("_", "-")] = version
     assert pins["jupyter-book"].startswith("1.")
     extras = PYPROJECT["project"]["optional-dependencies"]
-    chosen = ("save", "cli", "prep", "book", "dev")
+    chosen = ("save", "cli", "prep", "book", "rag", "dev")
     wanted = [*PYPROJECT["project"]["dependencies"], *(d for e in chosen for d in extras[e])]
     for requirement in wanted:
         assert re.match(r"[\w-]+", requirement).group().lower().replace("_", "-") in pins, requirement
