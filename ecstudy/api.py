@@ -14,6 +14,7 @@ from .budget import budget_bytes, build, solve
 from .extras import need
 from .memory import stored
 from .method import Method
+from .registry import get
 from .spec import Spec, parse
 
 FORMAT = 1
@@ -37,7 +38,7 @@ def make(method: str | Spec, num_embeddings: int | Sequence[int], dim: int, budg
         Limit for the deployed module: a float is a fraction of the float32 full table (at ``base_dim``, default
         ``dim``), an int is bytes. None takes the method's default size, or the size given in ``options``.
     seed:
-        Initial values; the same on every device.
+        Initial values; the same on every device. Compressors of trained vectors draw their samples by it.
     counts:
         Training occurrences of each id, int [n], fields one after the other; only frequency-aware methods need it.
 
@@ -54,36 +55,93 @@ def make(method: str | Spec, num_embeddings: int | Sequence[int], dim: int, budg
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         emb = build(spec, num_embeddings, dim, knob=found.knob, counts=counts, **options)
+    return _labelled(emb, spec, num_embeddings, found.knob, seed, options).to(device)
+
+
+def _labelled(emb: Method, spec: Spec, num_embeddings, knob, seed: int, options: dict) -> Method:
+    """``emb`` with what :func:`save` writes of it, and its seed."""
     emb.config = dict(spec=spec.canonical, num_embeddings=num_embeddings if isinstance(num_embeddings, int)
-                      else [int(n) for n in num_embeddings], dim=dim, knob=found.knob, options=options)
-    return emb.to(device)
+                      else [int(n) for n in num_embeddings], dim=emb.dim, knob=knob, options=options)
+    for part in emb.modules():
+        if isinstance(part, Method):
+            part.seed = seed
+    return emb
+
+
+def shell(spec: str | Spec, num_embeddings: int | Sequence[int], dim: int, budget: float | int | None = None, *,
+          seed: int = 0, base_dim: int | None = None, tensors: dict[str, Tensor] | None = None, **options) -> Method:
+    """What a method ships, deployed and not filled: ``tensors`` by name (default: zeros, not touched in memory)."""
+    spec = parse(spec)
+    limit = None if budget is None else budget_bytes(budget, num_embeddings, base_dim or dim)
+    found = solve(spec, num_embeddings, dim, limit, **options)
+    emb = build(spec, num_embeddings, dim, knob=found.knob, device="meta", **options).deploy()
+    if tensors is None:
+        tensors = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in stored(emb).items()}
+    emb.load_state_dict(tensors, strict=True, assign=True)
+    return _labelled(emb, spec, num_embeddings, found.knob, seed, options)
+
+
+def matrix(source: nn.Embedding | Tensor | np.ndarray | str | Path) -> Tensor | np.ndarray:
+    """A source of vectors as a matrix [n, D]; a ``.npy`` file as a memory map.
+
+    Raises
+    ------
+    TypeError
+        If it is none.
+    """
+    if isinstance(source, nn.Embedding):
+        source = source.weight.detach()
+    elif isinstance(source, (str, Path)):
+        source = np.load(source, mmap_mode="r", allow_pickle=False)
+    if not isinstance(source, (Tensor, np.ndarray)) or source.ndim != 2:
+        raise TypeError(f"source of type {type(source).__name__}: expected nn.Embedding, a matrix [n, D] or .npy file")
+    return source
 
 
 def compress(source: nn.Embedding | Tensor | np.ndarray | str | Path, method: str | Spec,
-             budget: float | int | None = None, **options) -> Method:
+             budget: float | int | None = None, *, seed: int = 0, sample: int | None = None, weights=None,
+             device: str | torch.device = "cpu", **options) -> Method:
     """Compress trained vectors without training; the result is deployed and a drop-in for ``nn.Embedding``.
 
     Parameters
     ----------
     source:
         An ``nn.Embedding``, a matrix [n, D], or the path of a ``.npy`` file (read block by block, never whole).
+    seed, sample:
+        Of a method that learns from some of the rows: which, and how many (default: its own number).
+    weights:
+        Of a method that groups the rows: numbers [n] that groups share evenly (default: the norms of the rows).
 
     Raises
     ------
     TypeError
         If the method must be trained, or the source is of another kind.
+    ValueError
+        If a row is not finite (the message says which), or the method takes no sample or weights.
     """
-    if isinstance(source, nn.Embedding):
-        source = source.weight
-    elif isinstance(source, (str, Path)):
-        source = np.load(source, mmap_mode="r", allow_pickle=False)
-    if not isinstance(source, (Tensor, np.ndarray)) or source.ndim != 2:
-        raise TypeError(f"source of type {type(source).__name__}: expected nn.Embedding, a matrix [n, D] or .npy file")
+    source = matrix(source)
     n, dim = source.shape
-    emb = make(method, n, dim, budget, **options)
+    spec = parse(method)
+    if get(spec.name).fits_deployed and not spec.wrappers:
+        emb = shell(spec, n, dim, budget, seed=seed, **options).to(device)
+    else:
+        emb = make(spec, n, dim, budget, seed=seed, device=device, **options)
     with torch.no_grad():
-        emb.fit(source)
+        learned_from(emb, sample=sample, weights=weights).fit(source)
         return emb.deploy()
+
+
+def learned_from(emb: Method, **what) -> Method:
+    """Tell a compressor what to learn from (``sample``, ``weights``); None leaves it as it is."""
+    inner = emb
+    while hasattr(inner, "inner"):
+        inner = inner.inner
+    for name, value in what.items():
+        if value is not None:
+            if not hasattr(inner, name):
+                raise ValueError(f"{emb.config['spec']} takes no {name}; leave it out")
+            setattr(inner, name, value)
+    return emb
 
 
 def save(emb: Method, path: str | Path) -> Path:

@@ -76,6 +76,7 @@ class Method(nn.Module):
     learns_size = False                 # what ships is decided by training: a build weighs the most it can become
     trains = True                       # False: only :meth:`fit` fills it, so it is no part of training studies
     seed = 0                            # of what :meth:`fit` draws; ``ecstudy.make`` sets it
+    fits_deployed = False               # :meth:`fit` fills what ships, so nothing larger is ever allocated
     deployed = False
     fitted: dict = {}                   # options that :meth:`fit` found; saving writes them into the specification
 
