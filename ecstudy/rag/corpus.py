@@ -211,10 +211,10 @@ class CorpusWriter:
             raise DataError(f"{self.folder} exists; choose another folder or pass overwrite=True (--overwrite)")
         if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / "meta.json").is_file():
             raise DataError(f"{self.folder} exists and is not a prepared corpus; it is not overwritten")
-        self.count, self.asked = 0, 0
+        self.count, self.asked, self._end, self._ends = 0, 0, 0, [0]
         self.dropped = dict(empty_passages=0, duplicate_passages=0, empty_questions=0, questions_without_answers=0)
         self._known: dict[bytes, int] = {}
-        self._groups: dict[str, dict[str, int]] = {}
+        self.groups: dict[str, dict[str, int]] = {}
         self._hash = [hashlib.sha256(), hashlib.sha256()]
         self._temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
 
@@ -225,7 +225,6 @@ class CorpusWriter:
             self._passages = open(self._temporary / "passages.jsonl", "wb")
             self._questions = open(self._temporary / "questions.jsonl", "wb")
             self._lines = NpyStream(self._temporary / "passages.npy", np.int64, None)
-            self._lines.append([0])
         except BaseException:
             shutil.rmtree(self._temporary, ignore_errors=True)
             raise
@@ -243,8 +242,9 @@ class CorpusWriter:
                 self.dropped["duplicate_passages"] += 1
                 return self._known[key]
             self._known[key] = self.count
-        self._write(0, self._passages, dict(id=self.count, title=title, text=text))
-        self._lines.append([self._passages.tell()])
+        self._end += self._write(0, self._passages, dict(id=self.count, title=title, text=text))
+        self._ends.append(self._end)
+        self._note(1 << 16)
         self.count += 1
         return self.count - 1
 
@@ -263,14 +263,20 @@ class CorpusWriter:
             raise DataError(f"gold passages {gold} of question {question!r}: expected ids below {self.count}, or None")
         self._write(1, self._questions, dict(id=self.asked, question=question, answers=answers, gold=gold, group=group,
                                              split=split, article=article))
-        self._groups.setdefault(group, dict.fromkeys(SPLITS, 0))[split] += 1
+        self.groups.setdefault(group, dict.fromkeys(SPLITS, 0))[split] += 1
         self.asked += 1
         return self.asked - 1
 
-    def _write(self, which: int, file, record: dict) -> None:
+    def _write(self, which: int, file, record: dict) -> int:
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         file.write(line)
         self._hash[which].update(line)
+        return len(line)
+
+    def _note(self, least: int = 1) -> None:
+        if len(self._ends) >= least:
+            self._lines.append(self._ends)
+            self._ends.clear()
 
     def join(self, sets: dict[str, list[str]]) -> None:
         """Say which groups of questions are asked together, by name (default: each group by itself)."""
@@ -278,6 +284,7 @@ class CorpusWriter:
 
     def __exit__(self, kind, error, trace):
         try:
+            self._note()
             self._lines.close()
             self._passages.close()
             self._questions.close()
@@ -291,12 +298,12 @@ class CorpusWriter:
 
         if not self.count:
             raise DataError(f"no passages for {self.folder}: the files hold none with text")
-        sets = getattr(self, "_sets", {group: [group] for group in self._groups})
+        sets = getattr(self, "_sets", {group: [group] for group in self.groups})
         for name, groups in sets.items():
-            if missing := [g for g in groups if g not in self._groups]:
+            if missing := [g for g in groups if g not in self.groups]:
                 raise DataError(f"set {name!r} names the group {missing[0]!r}, which has no question")
         whole = "".join(h.hexdigest() for h in self._hash)
-        meta = dict(format=FORMAT, name=self.name, passages=self.count, questions=self._groups, sets=sets,
+        meta = dict(format=FORMAT, name=self.name, passages=self.count, questions=self.groups, sets=sets,
                     dropped=self.dropped, source=self.source, version=__version__,
                     fingerprint=hashlib.sha256(whole.encode()).hexdigest()[:16])
         (self._temporary / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n",
