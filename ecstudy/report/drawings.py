@@ -6,7 +6,7 @@ from math import log10
 from .figures import _percent
 from .picture import Picture, svg_of
 from .style import _HUES, INK, drawing, families, title
-from .weights import BUDGETS, DIM, Reach, Shipped, bytes_text
+from .weights import BUDGETS, PASSAGES, Reach, Shipped, bytes_text, dim_of
 
 _FLOAT, _CODE = "#2f7fd1", "#d9772b"
 MOST = 8                                 # tensors drawn one by one
@@ -46,8 +46,8 @@ def storage(method: str, what: Shipped, rows: int, *, command: str = "") -> Pict
         strip.axis("off")
         strip.text(0, 1.25, f"{title(method)}: {bytes_text(what.bytes)}, {100 * share:.3g} %", color=INK,
                    weight="bold")
-        strip.text(100, 1.25, f"outline, to scale: Full, {rows:,} × {DIM} float32, {bytes_text(what.full)}", color=INK,
-                   ha="right")
+        outline = f"{rows:,} × {dim_of(what.data)} float32, {bytes_text(what.full)}"
+        strip.text(100, 1.25, f"outline, to scale: Full, {outline}", color=INK, ha="right")
         for y, (name, shape, size, dtype) in enumerate(reversed(lines)):
             ax.barh(y - 0.17, max(size, 1), left=0.5, height=0.3, color=_FLOAT if "float" in dtype else _CODE,
                     alpha=0.85, lw=0)
@@ -70,7 +70,8 @@ def storage(method: str, what: Shipped, rows: int, *, command: str = "") -> Pict
                        for name, shape, size, _ in lines)
     alt = (f"Diagram of what {title(method)} stores {asked}: {bytes_text(what.bytes)} beside the full table's "
            f"{bytes_text(what.full)}. Tensors: {listed}.")
-    return Picture(svg, alt, f"Stored tensors of the deployed module at Criteo's field sizes, {asked}.", None, command)
+    where = "for DPR's passages" if what.data == PASSAGES else "at Criteo's field sizes"
+    return Picture(svg, alt, f"Stored tensors of the deployed module {where}, {asked}.", None, command)
 
 
 def _share(part: float) -> str:

@@ -21,7 +21,8 @@ from .weights import bytes_text
 
 SCRIPT = "../_static/plotly/plotly.min.js"               # from a page in book/
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross",
-            "X": "x", "*": "star", "p": "pentagon"}
+            "X": "x", "*": "star", "p": "pentagon", "<": "triangle-left", ">": "triangle-right", "h": "hexagon",
+            "d": "diamond-tall", "8": "octagon"}
 _STROKES = ["solid", "dash", "dot", "dashdot"]           # as near to the dashes of the other figures as plotly comes
 X = {"reached_pct": "deployed size, % of the full table", "bytes": "deployed size, bytes",
      "training_pct": "training memory, % of the full table", "latency_ratio": "look-up latency ÷ Full's",

@@ -25,7 +25,7 @@ from .picture import Html, frame_html, raw
 from .stamp import QUICK, mark, stamp
 from .style import FAMILIES, FULL, families, in_order, title
 from .tables import paper_link
-from .weights import BUDGETS, DIM, shipped, sizes_of, weighed
+from .weights import BUDGETS, DIM, PASSAGES, dim_of, home, shipped, sizes_of, weighed
 
 REAL = "criteo_137k"                     # the real sample whose published rows the book shows
 DATA = ("synthetic_criteo_xs", REAL)      # the data page compares these
@@ -36,6 +36,8 @@ ABOUT = {
                       "bits, fewer dimensions, or fewer values that are not zero."),
     "baseline": ("Baselines", "What any method must beat to be worth its trouble, and the uncompressed table that all "
                  "ratios refer to."),
+    "post-training": ("Compressors of trained vectors", "They take vectors as they are, such as those of passages that "
+                      "an encoder made, and do not train. TT-Rec, Dedup and INT8/16 can do that too."),
 }
 
 
@@ -120,7 +122,7 @@ def _method_page(name: str, real: pd.DataFrame, quick: pd.DataFrame, weights: bo
     if entry["trains"] and (stages := _stages(name)):
         parts += ["## How it trains", raw(figures.timeline(stages))]
     if weights:
-        drawn = drawings.storage(name, shipped(name), sum(sizes_of("criteo")))
+        drawn = drawings.storage(name, shipped(name), sum(sizes_of(home(name))))
         parts += ["## What is stored", raw(drawn), "## What it weighs", _weights(name)]
     parts += ["## What it achieved", _achieved(name, real, quick), "## Source", _source(name)]
     return "\n\n".join(p.strip() for p in parts if p) + "\n"
@@ -166,7 +168,8 @@ def _stages(name: str):
 
 
 def _weights(name: str) -> str:
-    sizes = sizes_of("criteo")
+    data = home(name)
+    sizes = sizes_of(data)
     paper = tables.paper_table5()
     paper = paper[(paper["dataset"] == "criteo") & (paper["method"] == tables.PAPER_NAMES.get(name))]
     theirs = paper.set_index("budget_pct")
@@ -177,7 +180,7 @@ def _weights(name: str) -> str:
         beside |= {pct / 100: pct for pct in theirs.index if pct not in (*beside.values(), 100)}
     lines = []
     for budget in sorted(beside, reverse=True) if registry().loc[name, "knob"] else (None,):
-        found = weighed(name, "criteo", budget)
+        found = weighed(name, data, budget)
         other = theirs.loc[beside[budget]] if budget and beside[budget] in theirs.index else None
         line = {"Budget": "100 %" if budget is None else f"{100 * budget:.4g} %",
                 registry().loc[name, "knob"] or "size": "fixed" if found["knob"] is None and found["reachable"] else
@@ -191,13 +194,16 @@ def _weights(name: str) -> str:
             line |= {"Paper, deployed": "" if other is None else f"{other['reached_pct']:g} %" if reached else "/",
                      "Paper, training": f"{other['train_memory_pct']:g} %" if reached else ""}
         lines.append(line)
-    text = ("Bytes of the module the solver builds for each of the paper's budgets at Criteo's "
-            f"{sum(sizes):,} ids and dimension {DIM}, in per cent of the float32 full table. `/` is out of reach.")
+    where = "for DPR's {:,} passages" if data == PASSAGES else "at Criteo's {:,} ids"
+    text = (f"Bytes of the module the solver builds for each of the paper's budgets {where.format(sum(sizes))} and "
+            f"dimension {dim_of(data)}, in per cent of the float32 full table. `/` is out of reach.")
     table = Html(f'<div class="ec-scroll">{frame_html(pd.DataFrame(lines), index=False)}</div>')
     return f"{text}\n\n{raw(table)}"
 
 
 def _achieved(name: str, real: pd.DataFrame, quick: pd.DataFrame) -> str:
+    if not registry().loc[name, "trains"]:
+        return "It takes no part in the study of recommendation models. Its rows are those of retrieval."
     parts = []
     for rows, page in ((real, "../../real.md"), (quick, "../../notebooks/quick/dlrm.ipynb")):
         own = rows[rows["method"] == name] if len(rows) else rows

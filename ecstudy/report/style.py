@@ -13,11 +13,15 @@ _HUES = {                       # a family is a range of hues, a method a shade 
     "intra-feature": ["#d9772b", "#d6504b", "#a88000", "#cf5aa0", "#96705a",
                       "#e0607e", "#b5577a", "#c46a1f", "#a8643c"],
     "baseline": ["#2a9d6c", "#7d9b2c", "#4f9a4f"],
+    # drawn by themselves, so in hues far apart
+    "post-training": ["#3d74c8", "#c95a4e", "#3a9a54", "#9b62c4", "#b0782a", "#2b93a8", "#d05590", "#808f2a",
+                      "#6d7f91", "#a3664a", "#5f6be6", "#2f9c86", "#b8577f"],
 }
 _OTHER = ["#8c7a6b", "#a0826d", "#7a8c6b"]
 _MARKERS = ["o", "s", "D", "^", "v", "P", "X", "*", "p"]
+_MORE = [*_MARKERS, "<", ">", "h", "d", "8"]              # of a family of more methods
 _DASHES = ["-", (0, (5, 1.6)), (0, (1.5, 1.3)), (0, (4, 1.4, 1.2, 1.4))]
-FAMILIES = ("inter-feature", "intra-feature", "baseline")
+FAMILIES = ("inter-feature", "intra-feature", "baseline", "post-training")
 #: what a reader knows a method by, in the order of the paper's tables, which every figure and table keeps
 TITLES = {
     "full": "Full",
@@ -26,6 +30,8 @@ TITLES = {
     "int_quant": "INT8/16", "alpt": "ALPT", "mde": "MDE", "auto_dim": "AutoDim", "opt_embed": "OptEmbed",
     "deeplight": "DeepLight", "autosrh": "AutoSrh",
     "top_k": "Top-k", "small_dim": "Small dim",
+    "pq": "PQ", "mag_pq": "MagPQ", "svd": "SVD", "mag_svd": "MagSVD", "prune": "Pruning",
+    "opq": "OPQ", "rq": "RQ", "int4": "INT4", "rabitq": "RaBitQ", "pca": "PCA", "pca_pq": "PCA, PQ",
 }
 
 RC = {
@@ -92,9 +98,9 @@ def looks(rows) -> dict[str, Look]:
     out = {FULL: Look(INK, "", "-", title(FULL))}
     for method, name in ((m, f) for m, f in family.items() if m != FULL):
         nth = seen[name] = seen.get(name, -1) + 1
-        hues = _HUES.get(name, _OTHER)
+        hues, markers = _HUES.get(name, _OTHER), _MARKERS if name != "post-training" else _MORE
         shift = 3 * (FAMILIES.index(name) if name in FAMILIES else 1)    # families in one figure begin apart
-        out[method] = Look(hues[nth % len(hues)], _MARKERS[(nth + shift + nth // len(hues)) % len(_MARKERS)],
+        out[method] = Look(hues[nth % len(hues)], markers[(nth + shift + nth // len(hues)) % len(markers)],
                            _DASHES[nth // 3 % len(_DASHES)], title(method))
     return out
 

@@ -9,11 +9,12 @@ from . import drawings
 from .picture import raw
 from .style import FAMILIES, FULL, in_order, title
 from .tables import UNREACHABLE, paper_link
-from .weights import BUDGETS, FEW, Reach, reach, weighed
+from .weights import BUDGETS, FEW, PASSAGES, Reach, dim_of, home, reach, sizes_of, weighed
 
 LOGS = ("criteo", "avazu", "company")
 HEADING = {"inter-feature": "## Inter-feature: ids share what is stored", "intra-feature":
-           "## Intra-feature: every id keeps a row, made smaller", "baseline": "## Baselines"}
+           "## Intra-feature: every id keeps a row, made smaller", "baseline": "## Baselines",
+           "post-training": "## Compressors of trained vectors"}
 
 
 def math(latex: str) -> str:
@@ -53,20 +54,20 @@ def metadata(methods: list[str], entries: pd.DataFrame) -> str:
 
 def compression(methods: list[str], entries: pd.DataFrame) -> str:
     """How small each method gets, and which of the paper's budgets it reaches: all of it weighed."""
-    cells = []
+    cells, logs = [], LOGS if home(methods[0]) != PASSAGES else (PASSAGES,)
     for name in methods:
-        smallest = [reach(name, log) for log in LOGS]
+        smallest = [reach(name, log) for log in logs]
         cells.append([title(name), f"`{entries.loc[name, 'knob']}`" if entries.loc[name, "knob"] else "",
                       capability(entries.loc[name], smallest[0]), *(share(r.smallest) for r in smallest),
-                      *(_reached(name, b) for b in BUDGETS)])
-    return _lines(["Method", "Size by", "Sizes", *(f"Smallest, {log.capitalize()}" for log in LOGS),
+                      *(_reached(name, b, logs) for b in BUDGETS)])
+    return _lines(["Method", "Size by", "Sizes", *(f"Smallest, {log.capitalize()}" for log in logs),
                    *(f"{100 * b:g}\N{NO-BREAK SPACE}%" for b in BUDGETS)], cells)
 
 
-def _reached(method: str, budget: float) -> str:
-    """A tick, a slash, or the initials of the logs on which the budget is reached."""
-    yes = [log for log in LOGS if weighed(method, log, budget)["reachable"]]
-    return "✓" if len(yes) == len(LOGS) else ", ".join(log.capitalize() for log in yes) or UNREACHABLE
+def _reached(method: str, budget: float, logs: tuple[str, ...]) -> str:
+    """A tick, a slash, or the names of the logs on which the budget is reached."""
+    yes = [log for log in logs if weighed(method, log, budget)["reachable"]]
+    return "✓" if len(yes) == len(logs) else ", ".join(log.capitalize() for log in yes) or UNREACHABLE
 
 
 def fragment() -> str:
@@ -76,9 +77,11 @@ def fragment() -> str:
     for family in FAMILIES:
         if own := [m for m in methods if entries.loc[m, "family"] == family]:
             parts += [HEADING[family], metadata(own, entries), compression(own, entries)]
-    figure = drawings.reach({m: reach(m) for m in methods})
+    figure = drawings.reach({m: reach(m) for m in methods if home(m) != PASSAGES})
     parts += ["## Reach", raw(figure)]
     sums = ", ".join(f"{name.capitalize()} {sum(FIELDS[name][1]):,}" for name in LOGS)
-    parts.append(f"Field sizes are the true ones: {sums} ids. Every size here is the weight of a module that was "
-                 "built, without allocating it, and deployed; none comes from the formulas in the tables.")
+    passages = f"{sum(sizes_of(PASSAGES)):,} passages of {dim_of(PASSAGES)} dimensions"
+    parts.append(f"Field sizes are the true ones: {sums} ids; compressors of trained vectors are weighed for DPR's "
+                 f"{passages}. Every size here is the weight of a module that was built, without allocating it, and "
+                 "deployed; none comes from the formulas in the tables.")
     return "\n\n".join(parts) + "\n"
