@@ -354,14 +354,11 @@ def study(
 
     failed = 0
     for path in profiles.files(profile, only):
-        settings = profiles.load(path)
         if publish:
-            data = settings["dataset"]
-            match = [name for name in store.results(settings["section"])["dataset"].unique() if name.startswith(data)]
-            target = store.publish(settings["section"], dataset=match or [data])
-            typer.echo(f"{target}: {len(store.read_csv(target))} rows")
+            for target in profiles.publish(path):
+                typer.echo(f"{path.stem}: {target}")
             continue
-        typer.echo(f"{path.stem}: {settings['dataset']}", err=True)
+        typer.echo(f"{path.stem}: {profiles.load(path)['dataset']}", err=True)
         status = profiles.measure(path, processes=processes, progress=progress)["status"]
         failed += int((status == "failed").sum())
         typer.echo(f"{path.stem}: " + ", ".join(f"{n} {kind}" for kind, n in status.value_counts().items()))

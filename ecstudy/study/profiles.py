@@ -6,14 +6,16 @@ notebooks of a profile would, with the same names and defaults.
 """
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pandas as pd
 
 from .. import paths
 from ..extras import need
-from . import ablations
+from . import ablations, store
 from .row import CellError, known
+from .statistics import publish_contrasts
 from .sweep import sweep
 
 _OF_THE_PAGE = ("profile", "missing")                  # what a notebook shows, not what is measured
@@ -73,3 +75,19 @@ def measure(path, *, processes: int | None = None, progress: bool | None = None)
     if notebook(path) == "dlrm":
         yardsticks(settings["dataset"], section=settings["section"], progress=progress)
     return rows
+
+
+def publish(path) -> list[Path]:
+    """Write the measured rows of one file into ``results/``, and their differences to Full beside those published.
+
+    Returns the files written. Raises CellError if nothing is measured.
+    """
+    settings = load(path)
+    data, section = settings["dataset"], settings["section"]
+    # ablations prepare the data in several ways, whose names go on after its own
+    match = [name for name in store.results(section)["dataset"].unique() if name.startswith(data)]
+    written = [store.publish(section, dataset=match or [data])]
+    if notebook(path) != "ablations":                      # those compare with a setting of their own
+        with contextlib.suppress(CellError):               # without Full there is nothing to compare
+            written.append(publish_contrasts(section))
+    return written

@@ -25,6 +25,7 @@ from pathlib import Path
 import pandas as pd
 
 from .. import paths
+from ..training.run import LATER
 
 STATUSES = ("ok", "unreachable", "diverged", "failed")
 DONE = STATUSES[:3]                      # a failed row is kept to be read, and run again by the next sweep
@@ -47,7 +48,6 @@ FLAGS = frozenset(["dirty"])
 _LABELS = ("section", "device", "dataset")                   # fields of a cell that do not enter the run's id
 
 
-_LATER = dict(schedule="constant", select="valid")           # fields added later, with their defaults
 SCHEDULES, SELECT = ("constant", "plateau", "cosine"), ("valid", "test")
 
 
@@ -161,10 +161,9 @@ class Cell:
 
     @cached_property
     def run_id(self) -> str:
-        # Every field enters. A field added later must enter only where it differs from its default: published rows
-        # would otherwise lose their ids.
+        # every field enters, a later one as LATER says: published rows would otherwise lose their ids
         settings = {k: v for k, v in dataclasses.asdict(self).items()
-                    if k not in _LABELS and (k not in _LATER or v != _LATER[k])}
+                    if k not in _LABELS and (k not in LATER or v != LATER[k])}
         return hash_of(settings | {"method": self.spec.canonical, "data": self.fingerprint})
 
     def check(self) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -45,6 +45,8 @@ class Settings:
     select: str = "valid"
 
 
+# Settings that came later enter identities only where they differ from their default: those of before stay the same.
+LATER = {f.name: f.default for f in fields(Settings) if f.name in ("schedule", "select")}
 EVALUATION_BATCH = 8192
 
 
@@ -243,8 +245,7 @@ class Run:
             need("safetensors", "save")
         except MissingExtra:                         # sharing only saves time: without the library train again
             return None
-        settings = {f.name: getattr(self.settings, f.name) for f in fields(Settings)      # later fields, if they differ
-                    if f.name not in ("schedule", "select") or getattr(self.settings, f.name) != f.default}
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in LATER or v != LATER[k]}
         key = dict(label=label, data=self.dataset.fingerprint, settings=settings, **self.shared_key)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return Path(self.cache) / f"{digest}.safetensors"
