@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..memory import memory
 from ..method import Method
 from ..tables import as_rows
 
@@ -159,3 +160,6 @@ class PostTraining(Streaming, Method):
 
     trains = False
     family = "post-training"
+
+    def training_bytes(self):
+        return memory(self)                 # nothing trains: what ships is filled block by block
