@@ -88,3 +88,60 @@ class PackedCodes(nn.Module):
         codes = word >> bits * torch.arange(min(self.parts, WORD), device=row.device)
         codes &= (torch.ones_like(bits) << bits) - 1
         return codes if self.parts <= WORD else codes.flatten(-2)[..., :self.parts]
+
+
+def code_bytes(parts: int, bits: int) -> int:
+    """Bytes of a row of ``parts`` codes of ``bits`` bits each."""
+    return -(-parts * bits // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """``codes [m, parts]`` of 1 to 16 bits -> their bytes, uint8 [m, ceil(parts * bits / 8)]: lowest bits first, as
+    faiss packs codes."""
+    m, parts = codes.shape
+    if bits == 8:
+        return codes.to(torch.uint8)
+    single = (codes.to(torch.int32)[..., None] >> torch.arange(bits, device=codes.device) & 1).to(torch.uint8)
+    width = code_bytes(parts, bits)
+    single = torch.nn.functional.pad(single.view(m, -1), (0, 8 * width - parts * bits))
+    return (single.view(m, width, 8) << torch.arange(8, device=codes.device, dtype=torch.uint8)).sum(-1).to(torch.uint8)
+
+
+def unpack(content: Tensor, start: Tensor, parts: int, bits: int) -> Tensor:
+    """Codes ``[..., parts]`` of the rows that begin at the bytes ``start [...]`` of ``content [l]``.
+
+    They are uint8 for 1, 2, 4 and 8 bits, else int64. ``content`` ends at least 7 bytes behind the last row.
+    """
+    if bits in (1, 2, 4, 8):                                             # no code crosses a byte: a table of 256 lines
+        width = code_bytes(parts, bits)
+        rows = take(content.as_strided((len(content) - width + 1, width), (1, 1)), start)
+        if bits == 8:
+            return rows
+        byte = torch.arange(256, device=content.device)[:, None]
+        lines = (byte >> bits * torch.arange(8 // bits, device=content.device) & (1 << bits) - 1).to(torch.uint8)
+        return take(lines, rows.to(torch.int32)).flatten(-2)[..., :parts]
+    each = WORD if bits < 8 else WORD // 2                               # codes in one unaligned word of 64 bits
+    at = bits * torch.arange(0, parts, each, device=start.device)
+    windows = content.as_strided((len(content) - WORD + 1, WORD), (1, 1))
+    word = take(windows, start[..., None] + (at >> 3)).view(torch.int64)
+    codes = word >> (at & 7)[:, None] + bits * torch.arange(each, device=start.device)
+    return codes.bitwise_and_((1 << bits) - 1).flatten(-2)[..., :parts]
+
+
+class Codes(nn.Module):
+    """``rows`` rows of ``parts`` codes of ``bits`` bits (1 to 16), all of one width and in order."""
+
+    def __init__(self, rows: int, parts: int, bits: int, device=None):
+        super().__init__()
+        if not 1 <= bits <= 16 or parts < 1:
+            raise ValueError(f"bits={bits}, parts={parts}: expected 1 to 16 bits and at least one part")
+        self.rows, self.parts, self.bits, self.width = rows, parts, bits, code_bytes(parts, bits)
+        self.register_buffer("bytes", torch.zeros(rows * self.width + WORD - 1, dtype=torch.uint8, device=device))
+
+    def write(self, start: int, content: Tensor) -> None:
+        """Store packed rows ``content [m, width]`` (:func:`pack`) from row ``start`` on."""
+        self.bytes[start * self.width:(start + len(content)) * self.width] = content.reshape(-1)
+
+    def read(self, row: Tensor) -> Tensor:
+        """Codes ``[..., parts]`` of ``row [...]``, of the types of :func:`unpack`."""
+        return unpack(self.bytes, row * self.width, self.parts, self.bits)

@@ -336,7 +336,7 @@ def test_deployed_modules_need_no_gradient_state(spec):
 @pytest.mark.parametrize("spec", names())
 def test_bad_ids_are_named(spec, ids, error, text):
     with pytest.raises(error, match=text):
-        make(spec)(ids)
+        make(spec + trait(spec, "options"))(ids)
 
 
 def test_bad_arguments_are_named():

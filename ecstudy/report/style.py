@@ -32,6 +32,7 @@ TITLES = {
     "top_k": "Top-k", "small_dim": "Small dim",
     "pq": "PQ", "mag_pq": "MagPQ", "svd": "SVD", "mag_svd": "MagSVD", "prune": "Pruning",
     "opq": "OPQ", "rq": "RQ", "int4": "INT4", "rabitq": "RaBitQ", "pca": "PCA", "pca_pq": "PCA, PQ",
+    "rescore": "Two stages",
 }
 
 RC = {
