@@ -6,7 +6,7 @@ The paper's code bisects on [0, 100] instead, up to 100 passes with a tolerance 
 """
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -37,18 +37,26 @@ def kth_magnitude(weight: Tensor, k: int) -> float:
         raise TypeError(f"weight of type {weight.dtype}: expected float32")
     if not 1 <= k <= weight.numel():
         raise ValueError(f"k={k}: expected 1 <= k <= {weight.numel()} values")
-    upper = torch.zeros(1 << 16, dtype=torch.int64, device=weight.device)
-    for _, block in _blocks(weight):
+    return kth_of(lambda: (block for _, block in _blocks(weight)), k, weight.device)[0]
+
+
+def kth_of(blocks: Callable[[], Iterable[Tensor]], k: int, device="cpu") -> tuple[float, int]:
+    """The k-th largest ``|w|`` of flat float32 blocks, which ``blocks()`` gives twice, and its rank among equals.
+
+    Of values equal to it, as many as the rank (1 or more) are among the k largest.
+    """
+    upper = torch.zeros(1 << 16, dtype=torch.int64, device=device)
+    for block in blocks():
         upper += torch.bincount(_bits(block) >> 16, minlength=1 << 16)
     bin_, k = _pick(upper, k)
-    lower = torch.zeros(1 << 16, dtype=torch.int64, device=weight.device)
-    for _, block in _blocks(weight):
+    lower = torch.zeros(1 << 16, dtype=torch.int64, device=device)
+    for block in blocks():
         bits = _bits(block)
         inside = bits[bits >> 16 == bin_] & 0xFFFF
         if len(inside):
             lower += torch.bincount(inside, minlength=1 << 16)
-    value, _ = _pick(lower, k)
-    return torch.tensor((bin_ << 16) | value, dtype=torch.int32).view(torch.float32).item()
+    value, rank = _pick(lower, k)
+    return torch.tensor((bin_ << 16) | value, dtype=torch.int32).view(torch.float32).item(), rank
 
 
 def largest(weight: Tensor, k: int) -> Tensor:

@@ -28,7 +28,8 @@ from .select import largest
 from .tables import FloatArray, Holder, take
 
 NEARLY = 1.05                            # forms within this factor of the lightest count as equally light
-MANY = 3                                 # values per row of a batch from which whole windows are read
+ELEMENTS = 1 << 24                       # elements of a table indexed at once
+MANY = 3                                 # values of each 16 elements of a batch from which whole windows are read
 
 
 def smallest_int(top: int) -> torch.dtype:
@@ -83,10 +84,14 @@ class RunningCounts(nn.Module):
         self.register_buffer("top", torch.zeros(-(-n // run), dtype=smallest_int(cells + (1 << 15)), device=device))
         self.register_buffer("low", torch.zeros(n, dtype=torch.int16, device=device))
 
-    def fill(self, before: Tensor) -> None:
-        top = before[::1 << self.shift] + (1 << 15)              # so that what is left fits a signed number
-        self.top.copy_(top)
-        self.low.copy_(before - top.repeat_interleave(1 << self.shift)[:len(before)])
+    def put(self, first: int, before: Tensor) -> None:
+        """The counts of marks ``first, first + 1, ..``; those of earlier marks are there already."""
+        opens = -first % (1 << self.shift)
+        top = before[opens::1 << self.shift] + (1 << 15)         # so that what is left fits a signed number
+        run = (first + opens) >> self.shift
+        self.top[run:run + len(top)] = top
+        mark = torch.arange(first, first + len(before), device=before.device)
+        self.low[first:first + len(before)] = before - take(self.top, mark >> self.shift)
 
     def at(self, mark: Tensor) -> Tensor:
         return take(self.top, mark >> self.shift) + take(self.low, mark)
@@ -103,10 +108,15 @@ class Bits(nn.Module):
 
     def fill(self, positions: Tensor) -> None:
         """Set the bits at sorted distinct ``positions [k]``."""
+        self.put(0, len(self.words), positions, 0)
+
+    def put(self, word: int, count: int, positions: Tensor, before: int) -> None:
+        """Set the bits of ``count`` words from ``word`` on; ``before`` are set in earlier words."""
+        own = self.words[word:word + count].zero_()
         # distinct bits of one word add up without carry, so addition is a bitwise or (bit 63 wraps to the sign)
-        self.words.index_add_(0, positions >> 6, torch.ones_like(positions) << (positions & 63))
-        counts = popcount(self.words)
-        self.before.fill(counts.cumsum(0) - counts)
+        own.index_add_(0, (positions >> 6) - word, torch.ones_like(positions) << (positions & 63))
+        counts = popcount(own)
+        self.before.put(word, counts.cumsum(0).sub_(counts).add_(before))
 
     def locate(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """How many bits are set before ``position``, and whether it is set itself."""
@@ -122,18 +132,43 @@ class Bits(nn.Module):
         return (take(self.words, position >> 6) >> (position & 63)) & 1
 
 
-class Bitmask(nn.Module):
-    def __init__(self, rows: int, width: int, kept: int, device=None):
-        super().__init__()
-        self.width, self.kept = width, kept
-        self.bits = Bits(rows * width, device)
+class Form(nn.Module):
+    """An index of ``kept`` values in a table of ``rows x width``, filled from its first row to its last."""
+
+    rows: int
+    width: int
 
     @staticmethod
     def fits(width: int) -> bool:
         return True
 
+    def put(self, first: int, count: int, keys: Tensor, place: int) -> None:
+        """The values of ``count`` rows from ``first`` on, ``keys`` their sorted flat positions and ``place`` how many
+        stand before them. ``first`` is a multiple of 64, and so is ``count`` except at the end."""
+        raise NotImplementedError
+
     def fill(self, keys: Tensor) -> None:
-        self.bits.fill(keys)
+        """All values, given their sorted flat positions."""
+        step, place = max(64, ELEMENTS // self.width // 64 * 64), 0
+        for first in range(0, self.rows, step):
+            count = min(step, self.rows - first)
+            end = int(torch.searchsorted(keys, (first + count) * self.width))
+            self.put(first, count, keys[place:end], place)
+            place = end
+
+    def gather(self, row: Tensor, values: FloatArray) -> Tensor:
+        """Rows ``[k]`` as ``[k, width]``."""
+        raise NotImplementedError
+
+
+class Bitmask(Form):
+    def __init__(self, rows: int, width: int, kept: int, device=None):
+        super().__init__()
+        self.rows, self.width, self.kept = rows, width, kept
+        self.bits = Bits(rows * width, device)
+
+    def put(self, first, count, keys, place):
+        self.bits.put(first * self.width >> 6, -(-count * self.width // 64), keys, place)
 
     def span(self, row: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`Index.span`."""
@@ -141,20 +176,22 @@ class Bitmask(nn.Module):
         return start, before + last - start
 
     def gather(self, row: Tensor, values: FloatArray) -> Tensor:
-        first = row * self.width
-        if self.width not in (8, 16, 32, 64) or self.kept < self.width:
+        first, width = row * self.width, min(self.width, 64)
+        if self.width not in (8, 16, 32) and self.width % 64 or self.kept < width:
             return self._gather_bits(first, values)
-        # a row lies within one word: shifted to its lower end, its bytes are spread by small tables
+        if self.width > 64:                                          # a row is whole words
+            first = (first[:, None] + torch.arange(0, self.width, 64, device=row.device)).view(-1)
+        # a row, or part of one, lies within one word: shifted to its lower end, its bytes are spread by small tables
         word, shift = first >> 6, first & 63
         word, before = take(self.bits.words, word), self.bits.before.at(word)
         start = popcount((word << (shift ^ 63)) << 1).add_(before)
-        byte = (word >> shift).view(torch.uint8).view(-1, 8)[:, :self.width // 8].int()
+        byte = (word >> shift).view(torch.uint8).view(-1, 8)[:, :width // 8].int()
         rank, present, count = (take(table, byte) for table in _byte_tables(row.device))
-        place = start.clamp(max=self.kept - self.width)              # near the end a window must begin earlier
+        place = start.clamp(max=self.kept - width)              # near the end a window must begin earlier
         ahead = count.cumsum(1).sub_(count).add_((start - place)[:, None])
         rank.add_(ahead.mul_(0x0101010101010101)).bitwise_and_(present)
-        out = values.blocks(place, self.width).gather(1, rank.view(torch.uint8).long())
-        return out.mul_(present.bitwise_and_(0x0101010101010101).view(torch.uint8).float())
+        out = values.blocks(place, width).gather(1, rank.view(torch.uint8).long())
+        return out.mul_(present.bitwise_and_(0x0101010101010101).view(torch.uint8).float()).view(len(row), -1)
 
     def _gather_bits(self, first, values):
         present = self.bits.get(first[:, None] + torch.arange(self.width, device=first.device))
@@ -163,7 +200,7 @@ class Bitmask(nn.Module):
         return values.gather(position.clamp_(max=self.kept - 1)) * present
 
 
-class Index(nn.Module):
+class Index(Form):
     """Values of a row stand one after the other: ``span`` says where, ``columns`` says in which columns."""
 
     def span(self, row: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +223,7 @@ class Index(nn.Module):
         start, count = self.span(row)
         end = count.cumsum(0)
         total = int(end[-1])
-        if total <= MANY * len(row) or self.kept < width:            # value by value
+        if total <= MANY * max(1, width / 16) * len(row) or self.kept < width:           # value by value
             owner = torch.repeat_interleave(count, output_size=total)
             place = (start + count).sub_(end).index_select(0, owner).add_(torch.arange(total, device=row.device))
             target = self.columns(place, row, owner) + owner.mul_(width)
@@ -223,22 +260,25 @@ class PackedCsr(Index):
     def fits(width: int) -> bool:
         return width < 64
 
-    def fill(self, keys: Tensor) -> None:
-        run = 1 << self.shift
-        for block in range(0, self.rows, run):
-            row = torch.arange(block, block + (min(run, self.rows - block) + 7) // 8 * 8 + 1, device=keys.device)
-            start = torch.searchsorted(keys, row * self.width)       # rows past the end have no values
-            self.base[block >> self.shift] = start[0] + self.half
-            word = (start[:-1:8] - start[0] - self.half) << (8 * self.bits)
-            for i, count in enumerate(start.diff().view(-1, 8).unbind(1)):
-                word += count << (i * self.bits)
-            self.word[block >> 3:(block >> 3) + len(word)] = word
+    def put(self, first, count, keys, place):
+        row = torch.arange(first, first + (count + 7) // 8 * 8 + 1, device=keys.device)
+        start = torch.searchsorted(keys, row * self.width) + place   # rows past the end have no values
+        opens = -first % (1 << self.shift)                           # of a larger block of rows
+        base = start[:-1][opens::1 << self.shift] + self.half
+        self.base[(first + opens) >> self.shift:][:len(base)] = base
+        word = (start[:-1:8] - take(self.base, row[:-1:8] >> self.shift)) << (8 * self.bits)
+        for i, held in enumerate(start.diff().view(-1, 8).unbind(1)):
+            word += held << (i * self.bits)
+        self.word[first >> 3:][:len(word)] = word
         column = (keys % self.width).to(torch.uint8)
-        if self.packed:
-            self.column[:-(-self.kept // 2)] = column[::2]
-            self.column[:self.kept // 2] += column[1::2] << 4
-        else:
-            self.column.copy_(column)
+        if not self.packed:
+            self.column[place:place + len(keys)] = column
+            return
+        if place & 1 and len(column):                                # the other half of the last byte
+            self.column[place >> 1] = self.column[place >> 1] & 15 | column[0] << 4
+            column, place = column[1:], place + 1
+        self.column[place >> 1:][:-(-len(column) // 2)] = column[::2]
+        self.column[place >> 1:][:len(column) // 2] += column[1::2] << 4
 
     def span(self, row):
         bits = self.bits
@@ -275,15 +315,10 @@ class Csr(Index):
         self.register_buffer("pointer", torch.zeros(rows + 1, dtype=smallest_int(rows * width), device=device))
         self.register_buffer("column", torch.zeros(kept, dtype=smallest_int(width - 1), device=device))
 
-    @staticmethod
-    def fits(width: int) -> bool:
-        return True
-
-    def fill(self, keys: Tensor, block: int = 1 << 22) -> None:
-        for start in range(0, self.rows + 1, block):
-            row = torch.arange(start, min(start + block, self.rows + 1), device=keys.device)
-            self.pointer[start:start + block] = torch.searchsorted(keys, row * self.width)
-        self.column.copy_(keys % self.width)
+    def put(self, first, count, keys, place):
+        row = torch.arange(first, first + count + 1, device=keys.device)
+        self.pointer[first:first + count + 1] = torch.searchsorted(keys, row * self.width) + place
+        self.column[place:place + len(keys)] = keys % self.width
 
     def span(self, row):
         start = take(self.pointer, row).long()
@@ -301,15 +336,11 @@ class Coo(Index):
 
     def __init__(self, rows: int, width: int, kept: int, device=None):
         super().__init__()
-        self.width, self.kept = width, kept
+        self.rows, self.width, self.kept = rows, width, kept
         self.register_buffer("key", torch.zeros(kept, dtype=smallest_int(rows * width - 1), device=device))
 
-    @staticmethod
-    def fits(width: int) -> bool:
-        return True
-
-    def fill(self, keys: Tensor) -> None:
-        self.key.copy_(keys)
+    def put(self, first, count, keys, place):
+        self.key[place:place + len(keys)] = keys
 
     def rank(self, element: Tensor) -> Tensor:
         """How many values stand before each flat position [k]."""
@@ -345,7 +376,7 @@ class Grouped8(Coo):
 
     def __init__(self, rows: int, width: int, kept: int, device=None):
         Index.__init__(self)
-        self.width, self.kept, self.groups = width, kept, ((rows * width) >> self.BITS) + 2
+        self.rows, self.width, self.kept, self.groups = rows, width, kept, ((rows * width) >> self.BITS) + 2
         self.mask = (1 << self.BITS) - 1
         self.register_buffer("key", torch.zeros(kept, dtype=self.DTYPE, device=device))
         self.before = RunningCounts(self.groups, 1 << (16 - self.BITS), rows * width, device)
@@ -354,10 +385,13 @@ class Grouped8(Coo):
     def fits(cls, width: int) -> bool:
         return width <= 1 << cls.BITS
 
-    def fill(self, keys):
-        group = torch.arange(self.groups, device=keys.device) << self.BITS
-        self.before.fill(torch.searchsorted(keys, group))
-        self.key.copy_((keys & self.mask) - self.BIAS)
+    def put(self, first, count, keys, place):
+        opens, ends = (-(-row * self.width >> self.BITS) for row in (first, first + count))
+        if first + count == self.rows:
+            ends = self.groups
+        group = torch.arange(opens, ends, device=keys.device)        # those that begin in these rows
+        self.before.put(opens, torch.searchsorted(keys, group << self.BITS) + place)
+        self.key[place:place + len(keys)] = (keys & self.mask) - self.BIAS
 
     def rank(self, element):
         group = element >> self.BITS
@@ -414,6 +448,11 @@ class SparseTable(Holder):
             table.values.weight.data = take(weight.detach().reshape(-1), keys)
         table.values.requires_grad_(False)
         return table
+
+    def put(self, first: int, count: int, keys: Tensor, values: Tensor, place: int) -> None:
+        """Store the values of ``count`` rows from ``first`` on: see :meth:`Form.put`."""
+        self.index.put(first, count, keys, place)
+        self.values.weight.detach()[place:place + len(values)] = values
 
     def gather(self, index):
         if not self.kept:

@@ -90,7 +90,7 @@ def test_opt_embed_gives_dropped_ids_nothing():
 
 
 def test_most_methods_do_not_tell():
-    assert {n for n in names() if ec.registry.get(n).allocation is not Method.allocation} == {
+    assert {n for n in names(trains=True) if ec.registry.get(n).allocation is not Method.allocation} == {
         *TELL}
     assert allocation(make("hash_trick"), COUNTS) is None
 

@@ -47,7 +47,7 @@ def many():
 @every_device
 @every_form
 @pytest.mark.parametrize("rows, width", [(1, 16), (40, 16), (3000, 16), (300, 8), (33, 10), (10, 1), (20, 3), (70, 64),
-                                         (129, 32), (30, 63), (9, 100), (3, 300)])
+                                         (129, 32), (30, 63), (9, 100), (3, 300), (70, 192)])
 def test_every_form_equals_the_masked_dense_table(device, form, rows, width):
     if not FORMATS[form].fits(width):
         with pytest.raises(ValueError, match=f"form='{form}': expected one of bitmask, .* at width {width}"):
@@ -144,6 +144,26 @@ def test_a_lookup_makes_no_tensor_of_table_size(form):
     assert sizes[1] <= 1.3 * sizes[0] and sizes[0] <= 50 * 16 * 8 * 1.3
 
 
+@every_device
+@every_form
+@pytest.mark.parametrize("rows, width, kept", [(1000, 16, 3001), (700, 63, 5000), (500, 200, 901), (9000, 16, 30),
+                                               (300, 320, 9000)])
+def test_an_index_is_filled_in_blocks_that_may_come_again(device, form, rows, width, kept):
+    if not FORMATS[form].fits(width):
+        return
+    generator = torch.Generator().manual_seed(kept)
+    keys = torch.randperm(rows * width, generator=generator)[:kept].sort().values.to(device)
+    whole, parts = (FORMATS[form](rows, width, kept, device) for _ in range(2))
+    whole.fill(keys)
+    for first in range(0, rows, 128):
+        count = min(128, rows - first)
+        begin, end = torch.searchsorted(keys, torch.tensor([first, first + count], device=device) * width).tolist()
+        for _ in range(2):
+            parts.put(first, count, keys[begin:end], begin)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, parts.state_dict()[name]), name
+
+
 # --- ranks ------------------------------------------------------------------------------------------------------------
 
 def test_popcount():
@@ -167,7 +187,7 @@ def test_bit_ranks_equal_counting(device, share):
 def test_running_counts_span_their_whole_range():
     before = torch.arange(0, 3000) * 64                           # the most that 1,024 marks of 64 bits can hold
     counts = RunningCounts(3000, 1024, 3000 * 64)
-    counts.fill(before)
+    counts.put(0, before)
     assert torch.equal(counts.at(torch.arange(3000)).long(), before)
 
 
