@@ -209,6 +209,7 @@ class IntTable(Holder):
     scale:
         A float is one constant for the whole table (the paper's form; part of the specification, not stored).
         ``"row"`` stores one bfloat16 scale per row, fitted to the row's largest magnitude whenever it is written.
+        ``"dim"`` stores one float32 scale per column, ``first`` until :meth:`fit_columns` sets it.
     bound:
         Initial values are drawn from U(-bound, bound) and rounded stochastically; 0 leaves the table empty.
 
@@ -220,17 +221,20 @@ class IntTable(Holder):
     DTYPES = {8: torch.int8, 16: torch.int16}
 
     def __init__(self, rows: int, width: int, *, bits: int = 8, scale: float | str = "row", bound: float = 0.0,
-                 device=None):
+                 first: float = 1.0, device=None):
         super().__init__()
         if bits not in self.DTYPES:
             raise ValueError(f"bits={bits}: expected 8 or 16")
-        if not (scale == "row" or isinstance(scale, float) and scale > 0):
-            raise ValueError(f"scale={scale!r}: expected a positive float or 'row'")
+        if not (scale in ("row", "dim") or isinstance(scale, float) and scale > 0):
+            raise ValueError(f"scale={scale!r}: expected a positive float, 'row' or 'dim'")
         self.shape, self.bits, self.top = (rows, width), bits, 2 ** (bits - 1) - 1
-        self.constant = scale if scale != "row" else None
+        self.constant = scale if scale not in ("row", "dim") else None
+        self.by_row = scale == "row"
         self.register_buffer("codes", torch.zeros(rows, width, dtype=self.DTYPES[bits], device=device))
         if scale == "row":
             self.register_buffer("scale", torch.zeros(rows, 1, dtype=torch.bfloat16, device=device))
+        elif scale == "dim":
+            self.register_buffer("scale", torch.full((width,), first, device=device))
         self._leaves: list[tuple[Tensor, Tensor]] = []
         if bound and not self.codes.is_meta:
             for start in range(0, rows, 1 << 16):
@@ -259,7 +263,9 @@ class IntTable(Holder):
 
     def read(self, index):
         codes = take(self.codes, index).float()
-        return codes.mul_(self.constant if self.constant is not None else take(self.scale, index).float())
+        if self.by_row:
+            return codes.mul_(take(self.scale, index).float())
+        return codes.mul_(self.scale if self.constant is None else self.constant)
 
     def write(self, index, rows):
         self._store(index, rows, stochastic_round)
@@ -267,12 +273,20 @@ class IntTable(Holder):
     def encode(self, rows, block: int = 1 << 16) -> None:
         """Round a matrix [rows, width] to the nearest codes, block by block (post-training)."""
         for start in range(0, len(rows), block):
-            part = as_rows(rows, start, block).to(self.codes.device)
-            self._store(torch.arange(start, start + len(part), device=part.device), part, torch.round)
+            self.put(start, as_rows(rows, start, block))
+
+    def put(self, start: int, rows: Tensor) -> None:
+        """Round rows [start, start + len(rows)) to the nearest codes."""
+        rows = rows.to(self.codes.device)
+        self._store(torch.arange(start, start + len(rows), device=rows.device), rows, torch.round)
+
+    def fit_columns(self, top: Tensor) -> None:
+        """Scales from the largest magnitude of each column [width]."""
+        self.scale.copy_(top.clamp(min=1e-30) / self.top)
 
     def _store(self, index, rows, rounding):
-        if self.constant is not None:
-            scale = self.constant
+        if not self.by_row:
+            scale = self.constant if self.constant is not None else self.scale
         else:
             scale = (rows.abs().amax(-1, keepdim=True) * (_ROUND_UP / self.top)).clamp(min=1e-30).bfloat16()
             self.scale.index_copy_(0, index, scale)

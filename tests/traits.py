@@ -40,6 +40,7 @@ TRAITS = {
                 full_size_budget=0.001, step_mib=128),        # an id of the batch becomes 1,024 numbers
     "tt_rec": dict(budget=0.2, same_knob=True, full_size_budget=0.01, step_mib=32),      # 17 KB rows in the middle
     "mgqe": dict(budget=1.0, every_row=0.1),              # 256 centroids for few ids: little saved, few chosen
+    "mag_svd": dict(wrappable=False),
     "pq": dict(options="(bits=4)", wrappable=False),
     "mag_pq": dict(options="(bits=3)", wrappable=False),
     "opq": dict(options="(bits=4, rounds=1)", wrappable=False),

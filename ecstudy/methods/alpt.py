@@ -65,7 +65,7 @@ class ScaledTable(IntTable):
 
     def __init__(self, rows, width, *, bits, scale, bound):
         super().__init__(rows, width, bits=bits, scale=scale, bound=bound)
-        self.constant = None
+        self.constant, self.by_row = None, True
         self.register_buffer("scale", torch.full((rows, 1), scale))
 
     def gather(self, index):

@@ -10,9 +10,10 @@ import torch
 
 from ..method import Method
 from ..tables import FloatTable
+from ._posttrain import Streaming
 
 
-class Full(Method):
+class Full(Streaming, Method):
     family = "baseline"
     paper = "uncompressed"
     group = "uncompressed"
@@ -23,8 +24,8 @@ class Full(Method):
         super().__init__(fields, dim)
         self.table = FloatTable(fields.n, dim, fields.bound())
 
-    def fit(self, rows):
-        self.table.load(rows)
+    def put(self, start, block):
+        self.table.weight.detach()[start:start + len(block)] = block
 
     def allocation(self):
         return torch.full((self.fields.n,), self.dim, dtype=torch.int32)

@@ -5,7 +5,8 @@
 with probability equal to the fraction, so that small updates survive on average. There is no float copy of the table.
 
 **Stored** ``n x D`` integers. **Size** by ``bits``, 8 or 16: 25 % or 50 % of the full table and nothing between. With
-``scale="row"`` each row adds one bfloat16 scale (3.1 % at dimension 16), fitted whenever the row is written.
+``scale="row"`` each row adds one bfloat16 scale (3.1 % at dimension 16), fitted whenever the row is written; with
+``scale="dim"`` each column has one float32 scale, which compressing trained vectors fits to the column.
 
 **Training** one stage. Moments are float32, so memory while training is 225 % or 250 %.
 
@@ -13,17 +14,19 @@ with probability equal to the fraction, so that small updates survive on average
 row (its generator is seeded with the row inside the loop), so its errors are fully correlated. The paper's one global
 scale is 0.01 for both widths; it is kept for 8 bits (range -1.28 .. 1.27) and divided by 256 for 16 bits, where 0.01
 would waste the width. A global scale is a constant of the specification, not a stored number; compressing trained
-vectors fits it to their largest magnitude.
+vectors fits it to their largest magnitude, where the study keeps 0.01 and rounds at random. Here the codes of trained
+vectors are the nearest.
 """
 from __future__ import annotations
 
+import torch
+
 from ..method import Method
-from ..tables import IntTable, as_rows
+from ..tables import IntTable
+from ._posttrain import Streaming, blocks
 
-BLOCK = 1 << 18
 
-
-class IntQuant(Method):
+class IntQuant(Streaming, Method):
     knob = "bits"
     family = "intra-feature"
     paper = "arXiv 1502.02551"
@@ -33,24 +36,33 @@ class IntQuant(Method):
 
     def __init__(self, fields, dim, bits=8, scale=None):
         super().__init__(fields, dim)
-        self.given = scale is not None
+        self.given, default = scale is not None, 0.01 * 2.0 ** (8 - bits)
         if scale is None:
-            scale = 0.01 * 2.0 ** (8 - bits)
-        elif scale != "row":
+            scale = default
+        elif scale not in ("row", "dim"):
             scale = float(scale)
         self.bits = bits
-        self.table = IntTable(fields.n, dim, bits=bits, scale=scale, bound=fields.bound())
+        self.table = IntTable(fields.n, dim, bits=bits, scale=scale, bound=fields.bound(), first=default)
 
     @classmethod
     def sizes(cls, fields, dim, **options):
         return range(8, 17, 8)
 
-    def fit(self, rows):
-        if not self.given:                           # trained vectors have their own range: the largest value fits
-            top = max(float(as_rows(rows, start, BLOCK).abs().max()) for start in range(0, len(rows), BLOCK))
-            self.table.constant = max(top, 1e-30) / self.table.top
+    def learn(self, rows):
+        if self.table.by_row or self.given and self.table.constant is not None:
+            return                                   # a row's scale is found when it is put
+        # trained vectors have their own range: the largest value fits
+        top = torch.zeros(self.dim)
+        for _, block in blocks(rows):
+            top = torch.maximum(top, block.cpu().abs().amax(0))
+        if self.given:
+            self.table.fit_columns(top)
+        else:
+            self.table.constant = max(float(top.max()), 1e-30) / self.table.top
             self.fitted = {"scale": self.table.constant}
-        self.table.encode(rows)
+
+    def put(self, start, block):
+        self.table.put(start, block)
 
     def lookup(self, codes):
         return self.table.gather(codes)
