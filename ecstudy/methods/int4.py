@@ -10,7 +10,7 @@ $d$ columns in float32, with ``scale="row"`` of every row in float16, 4 bytes pe
 **Training** none: trained vectors are compressed. Columns learn their ranges from 8,192 rows, by squared error over 40
 widths; rows find theirs as they are coded, over 12.
 
-**Deviations** The authors quantise rows and search both ends of the range greedily; here it shrinks around its centre.
+**Deviations** The authors quantise rows and search both ends of the range greedily; here it shrinks around the mean.
 Columns are the default because encoders' columns differ by constants, which then cost nothing per row.
 """
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ._posttrain import PostTraining, sampled
 from ._product import checked_bits
 
 POINTS = 8192                           # rows that columns learn from
+WIDTHS = [0.92 ** k for k in range(40)] # shares of the whole range that are tried
 
 
 class Int4(PostTraining):
@@ -45,13 +46,13 @@ class Int4(PostTraining):
     def sizes(cls, fields, dim, **options):
         return range(1, 9)
 
-    def _search(self, x, axis, widths):
+    def _search(self, x, axis, shares):
         """Low end and step along ``axis`` of the range of least squared error, rounded as stored."""
-        low, high = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
-        middle, least, best = (low + high) / 2, None, None
-        for share in torch.linspace(1, 0.15, widths).tolist():
-            found = [t.to(self.range.dtype).float() for t in
-                     (middle - share * (high - low) / 2, share * (high - low) / self.top)]
+        low, high, mean = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True), x.mean(axis, keepdim=True)
+        reach, least, best = torch.maximum(high - mean, mean - low), None, None
+        for share in shares:
+            bottom, top = torch.maximum(low, mean - share * reach), torch.minimum(high, mean + share * reach)
+            found = [t.to(self.range.dtype).float() for t in (bottom, (top - bottom) / self.top)]
             error = (self._steps(x, *found) * found[1] + found[0] - x).square_().sum(axis, keepdim=True)
             if best is None:
                 least, best = error, found
@@ -67,12 +68,12 @@ class Int4(PostTraining):
     def learn(self, rows):
         if self.scale == "column":
             x = sampled(rows, POINTS if self.sample is None else self.sample, self.seed).to(self.range.device)
-            self.range.copy_(torch.cat(self._search(x, 0, 40)))
+            self.range.copy_(torch.cat(self._search(x, 0, WIDTHS[:40])))
 
     def put(self, start, block):
         block = block.to(self.range.device)
         if self.scale == "row":
-            found = self._search(block, 1, 12)
+            found = self._search(block, 1, WIDTHS[:12])
             self.range[start:start + len(block)] = torch.cat(found, 1).to(self.range.dtype)
         else:
             found = self.range[:1], self.range[1:]
