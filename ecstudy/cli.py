@@ -1,4 +1,4 @@
-"""The commands ``ecstudy prep | weigh | run | sweep | study | merge | results | claims`` and more (extra ``cli``).
+"""The commands ``ecstudy prep | weigh | run | sweep | study | merge | results | rag`` and more (extra ``cli``).
 
 Bad input ends with one line and exit code 2, a failure with one line and 1, an interruption with 130.
 ``ECSTUDY_TRACEBACK=1`` shows where an error came from.
@@ -27,6 +27,7 @@ from .data.cardinalities import FIELDS
 from .data.layout import SPLITS, Dataset
 from .data.prepare import prepare_avazu, prepare_criteo, prepare_table
 from .data.prepare_script import HELP, NUMBERS
+from .rag.commands import rag
 from .study import store
 from .study.progress import duration
 from .study.row import Cell, CellError, check_budget, frame
@@ -67,6 +68,7 @@ app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, add_completion=False,
                   help="A reproducible study and toolkit of embedding-table compression.")
 prep = typer.Typer(no_args_is_help=True, help="Prepare a data set: a click log of yours or a generated one.")
 app.add_typer(prep, name="prep")
+app.add_typer(rag, name="rag")
 
 
 def _version(wanted: bool):

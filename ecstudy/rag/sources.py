@@ -18,6 +18,7 @@ import json
 import lzma
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Iterable, Iterator, NamedTuple, Sequence
 from urllib.parse import unquote
@@ -323,6 +324,17 @@ class _ArraysOnly(pickle.Unpickler):
         if (module, name) not in _ALLOWED:
             raise DataError(f"the file asks for {module}.{name}: not a list of (passage id, vector); it was not run")
         return super().find_class(module, name)
+
+
+def in_order(path) -> list[Path]:
+    """A file as it is, or the ``.npy`` and ``.pkl`` files of a folder in the order of the numbers in their names."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return [path]
+    files = [p for p in path.iterdir() if p.suffix in (".npy", ".pkl")]
+    if not files:
+        raise DataError(f"{path} holds no shards: expected .npy or .pkl files")
+    return sorted(files, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.stem)], p.name))
 
 
 def read_vectors(path) -> np.ndarray:
