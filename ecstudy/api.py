@@ -69,16 +69,19 @@ def _labelled(emb: Method, spec: Spec, num_embeddings, knob, seed: int, options:
 
 
 def shell(spec: str | Spec, num_embeddings: int | Sequence[int], dim: int, budget: float | int | None = None, *,
-          seed: int = 0, base_dim: int | None = None, tensors: dict[str, Tensor] | None = None, **options) -> Method:
-    """What a method ships, deployed and not filled: ``tensors`` by name (default: zeros, not touched in memory)."""
+          seed: int = 0, base_dim: int | None = None, tensors=None, **options) -> Method:
+    """What a method ships, deployed and not filled.
+
+    ``tensors`` gives its tensors by name, from those of a ``meta`` build (default: zeros, untouched in memory).
+    """
     spec = parse(spec)
     limit = None if budget is None else budget_bytes(budget, num_embeddings, base_dim or dim)
-    found = solve(spec, num_embeddings, dim, limit, **options)
-    emb = build(spec, num_embeddings, dim, knob=found.knob, device="meta", **options).deploy()
-    if tensors is None:
-        tensors = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in stored(emb).items()}
-    emb.load_state_dict(tensors, strict=True, assign=True)
-    return _labelled(emb, spec, num_embeddings, found.knob, seed, options)
+    knob = solve(spec, num_embeddings, dim, limit, **options).knob
+    emb = build(spec, num_embeddings, dim, knob=knob, device="meta", **options).deploy()
+    shapes = stored(emb)
+    found = tensors(shapes) if tensors else {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in shapes.items()}
+    emb.load_state_dict(found, strict=True, assign=True)
+    return _labelled(emb, spec, num_embeddings, knob, seed, options)
 
 
 def matrix(source: nn.Embedding | Tensor | np.ndarray | str | Path) -> Tensor | np.ndarray:

@@ -93,7 +93,9 @@ def weights_of(rows, given=None) -> Tensor:
     """
     if given is None:
         return torch.cat([block.double().norm(dim=1).cpu() for _, block in blocks(rows)])
-    given = torch.from_numpy(np.array(given, dtype=np.float64))
+    if isinstance(given, Tensor):
+        given = given.detach().cpu().numpy()
+    given = torch.from_numpy(np.array(given, np.float64))
     if given.shape != (len(rows),):
         raise ValueError(f"weights of shape {tuple(given.shape)}: expected [{len(rows)}], one number per row")
     if not bool((torch.isfinite(given) & (given >= 0)).all()):

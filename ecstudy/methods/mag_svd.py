@@ -10,9 +10,9 @@ numbers; the ranks; and one bit per row, with a running count, for every group b
 **Training** none: trained vectors are compressed, in three passes over the rows: norms, Gram matrices, projections.
 
 **Deviations** The study keeps a 32-bit place for every row, more than a quarter of the budget at 1 % of 384
-dimensions. Ranks are rounded down and what is left goes to the groups in turn, so the array is filled up as far as whole
-ranks go. ``weights=`` of ``ecstudy.compress`` takes other numbers than norms: those of vectors that were normalised, or
-how often a passage is retrieved; without them rows of equal norm are split as they stand.
+dimensions. Ranks are rounded down and what is left goes to the groups in turn, so the array is filled up as far as
+whole ranks go. ``weights=`` of ``ecstudy.compress`` takes other numbers than norms: those of vectors that were
+normalised, or how often a passage is retrieved; without them rows of equal norm are split as they stand.
 """
 from __future__ import annotations
 
