@@ -112,20 +112,24 @@ def unpack(content: Tensor, start: Tensor, parts: int, bits: int) -> Tensor:
 
     They are uint8 for 1, 2, 4 and 8 bits, else int64. ``content`` ends at least 7 bytes behind the last row.
     """
-    if bits in (1, 2, 4, 8):                                             # no code crosses a byte: a table of 256 lines
+    if bits in (1, 2, 4, 8):
         width = code_bytes(parts, bits)
-        rows = take(content.as_strided((len(content) - width + 1, width), (1, 1)), start)
-        if bits == 8:
-            return rows
-        byte = torch.arange(256, device=content.device)[:, None]
-        lines = (byte >> bits * torch.arange(8 // bits, device=content.device) & (1 << bits) - 1).to(torch.uint8)
-        return take(lines, rows.to(torch.int32)).flatten(-2)[..., :parts]
+        return apart(take(content.as_strided((len(content) - width + 1, width), (1, 1)), start), parts, bits)
     each = WORD if bits < 8 else WORD // 2                               # codes in one unaligned word of 64 bits
     at = bits * torch.arange(0, parts, each, device=start.device)
     windows = content.as_strided((len(content) - WORD + 1, WORD), (1, 1))
     word = take(windows, start[..., None] + (at >> 3)).view(torch.int64)
     codes = word >> (at & 7)[:, None] + bits * torch.arange(each, device=start.device)
     return codes.bitwise_and_((1 << bits) - 1).flatten(-2)[..., :parts]
+
+
+def apart(rows: Tensor, parts: int, bits: int) -> Tensor:
+    """Codes uint8 ``[..., parts]`` of packed ``rows [..., width]`` of 1, 2, 4 or 8 bits: no code crosses a byte."""
+    if bits == 8:
+        return rows
+    byte = torch.arange(256, device=rows.device)[:, None]                # what each byte holds, as a table
+    lines = (byte >> bits * torch.arange(8 // bits, device=rows.device) & (1 << bits) - 1).to(torch.uint8)
+    return take(lines, rows.to(torch.int32)).flatten(-2)[..., :parts]
 
 
 class Codes(nn.Module):
@@ -144,4 +148,7 @@ class Codes(nn.Module):
 
     def read(self, row: Tensor) -> Tensor:
         """Codes ``[..., parts]`` of ``row [...]``, of the types of :func:`unpack`."""
+        if self.bits in (1, 2, 4, 8):                                    # whole rows, which are gathered faster
+            rows = self.bytes[:self.rows * self.width].view(self.rows, self.width)
+            return apart(take(rows, row), self.parts, self.bits)
         return unpack(self.bytes, row * self.width, self.parts, self.bits)
