@@ -18,7 +18,7 @@ Files = Optional[List[Path]]
 EncoderPath = Annotated[Optional[Path], typer.Option(help="Folder of a local encoder (default: the packaged MiniLM).")]
 QuestionEncoderPath = Annotated[Optional[Path], typer.Option(help="Of questions, where it is another (DPR).")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16 or float32.")]
-Length = Annotated[int, typer.Option(help="Tokens of a text that are read.")]
+Length = Annotated[Optional[int], typer.Option(help="Tokens of a text that are read (default: 256).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")]
 Shown = Annotated[Optional[bool], typer.Option("--progress/--no-progress", help="By default shown on a terminal.")]
 
@@ -81,7 +81,7 @@ def prep(
 @rag.command()
 def encode(
     corpus: CorpusName, encoder: EncoderPath = None, question_encoder: QuestionEncoderPath = None,
-    dtype: Dtype = "bfloat16", length: Length = 256, device: Device = "cpu",
+    dtype: Dtype = "bfloat16", length: Length = None, device: Device = "cpu",
     shards: Annotated[Files, typer.Option(help="Published vectors in place of encoding: .npy or DPR's .pkl files in "
                                                "order, repeatable, or the folder of all.")] = None,
     progress: Shown = None,
@@ -117,19 +117,20 @@ def compress(
     """Compress vectors into a file, shard by shard; interrupt at any time, the same command goes on."""
     from ..cli import budget as parsed
     from ..cli import size
+    from ..registry import get
     from ..spec import parse
     from .store import compress_file
 
-    given = Path(corpus)
-    vectors = given if given.suffix == ".npy" else Corpus.open(corpus).folder / "vectors.npy"
+    spec, given = parse(method), Path(corpus)
+    vectors, stem, weights = given, given.stem, None
     if given.suffix != ".npy":
-        Corpus.open(corpus).encoding                       # noqa: B018   says what is missing
-    spec = parse(method)
+        opened = Corpus.open(corpus)
+        vectors, stem = opened.folder / "vectors.npy", opened.name
+        weights = opened.norms if hasattr(get(spec.name), "weights") else None      # lengths before normalisation
     if out is None:
-        stem = given.stem if given.suffix == ".npy" else Corpus.open(corpus).name
         out = paths.runs() / "rag" / f"{stem}-{spec.name}-{budget}.safetensors"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    compress_file(vectors, method, parsed(budget), out, sample=sample, seed=seed, progress=progress)
+        out.parent.mkdir(parents=True, exist_ok=True)
+    compress_file(vectors, method, parsed(budget), out, sample=sample, seed=seed, weights=weights, progress=progress)
     typer.echo(f"{out}: {size(out.stat().st_size)}")
 
 
@@ -140,7 +141,7 @@ def search(
     codes: Annotated[Optional[Path], typer.Option(help="A file of `ecstudy rag compress` (default: the vectors as they "
                                                        "are).")] = None,
     k: Annotated[int, typer.Option("-k", help="Passages to show.")] = 5,
-    encoder: EncoderPath = None, length: Length = 256, dtype: Dtype = "bfloat16", device: Device = "cpu",
+    encoder: EncoderPath = None, length: Length = None, dtype: Dtype = "bfloat16", device: Device = "cpu",
 ):
     """Show the passages nearest to a question."""
     from ..api import load

@@ -58,7 +58,7 @@ class Encoder:
     pair:
         Encode a passage as the pair (title, text) in place of ``title. text``. None: for DPR.
     length:
-        Tokens of a text, the rest is cut.
+        Tokens of a text, the rest is cut. None: 256, or fewer if the model has no positions for them.
     dtype:
         Of the computation: bfloat16 (cosine to float32 at least 0.9999 for MiniLM, twice as fast), float16, float32.
 
@@ -69,7 +69,7 @@ class Encoder:
     """
 
     def __init__(self, path=None, *, pooling: str | None = None, normalise: bool | None = None,
-                 pair: bool | None = None, length: int = 256, dtype: str = "bfloat16", device="cpu"):
+                 pair: bool | None = None, length: int | None = None, dtype: str = "bfloat16", device="cpu"):
         path = Path(minilm() if path is None else path).expanduser()
         if not (path / "config.json").is_file():
             raise DataError(f"{path} holds no encoder (no config.json); pass the folder of a local transformers model")
@@ -89,7 +89,8 @@ class Encoder:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
         # texts are padded batch by batch, in order of their length, which the library advises against with a warning
         self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
-        longest = getattr(config, "max_position_embeddings", length)
+        longest = getattr(config, "max_position_embeddings", 512)
+        length = min(256, longest) if length is None else length
         if not 8 <= length <= longest:
             raise DataError(f"length {length}: expected 8 to {longest} tokens, what the model has positions for")
         quiet = transformers.utils.logging
@@ -199,7 +200,7 @@ def encode(corpus: Corpus, encoder: Encoder | None = None, question_encoder: Enc
     chunk:
         Passages between two notes of progress, in a run that begins; one that goes on keeps its own.
     stop_after:
-        Encode at most so many passages in this call, to be continued.
+        End this call once so many passages are encoded, whole chunks of them, to be continued.
     progress:
         Called as ``progress(passages done, passages, seconds left or None)``.
 
