@@ -141,11 +141,22 @@ def test_bad_options_are_named(options, text):
         ec.make(f"dedup({options})", 30, 4)
 
 
-def test_a_matrix_is_compressed_without_training():
+def test_a_matrix_is_compressed_without_training(tmp_path):
     table, _ = repeated(30, 10, 1, 0.01)
     emb = ec.compress(table.numpy(), "dedup", 0.2)
     assert torch.dist(emb(torch.arange(300)), table) < 0.02 * table.norm()
     assert len(emb.table.weight) == emb.kept < 60
+    np.save(tmp_path / "x.npy", table.numpy())
+    for block in (1, 7):
+        found = [ec.compress(x, "dedup", 0.4, block=block) for x in (table, table.numpy(), tmp_path / "x.npy")]
+        trained = ec.make("dedup", 300, table.shape[1], 0.4, block=block)
+        trained.table.load(table)
+        for emb in found:
+            assert torch.equal(emb(torch.arange(300)), trained.deploy()(torch.arange(300)))
+    broken = table.clone()
+    broken[77, 1] = float("inf")
+    with pytest.raises(ValueError, match="row 77 holds NaN or infinity"):
+        ec.compress(broken, "dedup", 0.4)
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------

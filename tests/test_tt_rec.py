@@ -14,6 +14,7 @@ import ecstudy as ec
 from ecstudy.budget import build
 from ecstudy.data.cardinalities import FIELDS
 from ecstudy.fields import Fields
+from ecstudy.methods import tt_rec
 from ecstudy.methods.tt_rec import TtRec, cells, columns, grid
 from ecstudy.training import Optimizers
 
@@ -33,7 +34,7 @@ def reference(emb, ids):
     out = torch.empty(*ids.shape, emb.dim, dtype=torch.float64)
     starts, plain = [0, 0, 0], 0
     for field, n in enumerate(emb.fields.sizes):
-        if cells(n, emb.dim, emb.rank) >= n * emb.dim:
+        if cells(n, columns(emb.dim), emb.rank) >= n * emb.dim:
             out[:, field] = emb.table.weight.detach().double()[plain + ids[:, field]]
             plain += n
             continue
@@ -218,6 +219,31 @@ def test_fit_recovers_a_table_of_its_rank_and_keeps_the_bounds_of_others():
         x = emb(torch.tensor([[2, 5, 1, 700]]))[0]
     expected = torch.stack([rough[2], truth[5], rough[4], truth[28]])
     torch.testing.assert_close(x, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_fit_takes_parts_of_a_matrix_and_any_factors_of_its_columns(tmp_path, monkeypatch):
+    rough = torch.randn(700, 16, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "x.npy", rough.numpy())
+    for spec in ("tt_rec(rank=6)", "tt_rec(rank=6, columns=(3, 3, 2))"):
+        monkeypatch.setattr(tt_rec, "FIT", 1 << 25)
+        whole = table_of(ec.compress(rough, spec))
+        monkeypatch.setattr(tt_rec, "FIT", 1)                     # one value of the middle digit at a time
+        for matrix in (rough, rough.numpy(), tmp_path / "x.npy"):
+            torch.testing.assert_close(table_of(ec.compress(matrix, spec)), whole, rtol=1e-3, atol=1e-4)
+    (c, b, a), pad = grid(700), torch.nn.functional.pad
+    grown = pad(rough, (0, 2, 0, a * b * c - 700)).view(a, b, c, 3, 3, 2)          # 18 columns, of which 16 are used
+    tails = [torch.linalg.svdvals(cut)[6:].square().sum().item() for cut in
+             (grown.permute(2, 3, 0, 1, 4, 5).reshape(c * 3, -1), grown.permute(0, 5, 1, 2, 3, 4).reshape(a * 2, -1))]
+    assert (whole - rough).square().sum() <= sum(tails) * 1.001 and whole.shape == (700, 16)
+    for wrong in ("(2, 2, 2)", "(4, 4)", "4", "(-4, -4, 1)"):
+        with pytest.raises(ValueError, match="expected three factors whose product is at least 16"):
+            ec.make(f"tt_rec(columns={wrong})", 700, 16)
+
+
+def test_ranks_are_those_of_the_paper_for_passages():
+    """Fact sheet 5: 21,015,324 x 768 as 276^3 rows and 9 x 9 x 10 columns."""
+    for budget, rank in ((0.5, 1801), (0.1, 805), (0.01, 253), (0.001, 79)):
+        assert ec.weigh("tt_rec(columns=(9, 9, 10))", 21_015_324, 768, budget)["knob"] == rank
 
 
 def test_tt_rec_pays_where_effects_factor_over_the_digits(tmp_path):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..tables import take
+from ..tables import as_rows, take
 
 BANDS, JOIN = 90, 3                       # random projections, and how many of them make a key
 SAMPLE = 512                              # elements of a block that are looked at before all are
@@ -20,19 +21,27 @@ PER_LEVEL = 4                             # rounds with the same thresholds, at 
 
 
 class Blocks:
-    """A table ``[n, D]`` as blocks of ``rows`` rows, the last one filled up with zeros; nothing is copied."""
+    """A table ``[n, D]`` as blocks of ``rows`` rows, the last one filled up with zeros; nothing is copied.
 
-    def __init__(self, table: Tensor, rows: int):
-        whole = len(table) // rows
-        self.whole = table[:whole * rows].view(whole, -1)
+    The table is a tensor, an array or a memory map, of which only blocks that are asked for are read.
+    """
+
+    def __init__(self, table, rows: int):
+        whole, self.device = len(table) // rows, table.device if isinstance(table, Tensor) else torch.device("cpu")
+        self.whole = table[:whole * rows].reshape(whole, -1)
         self.width, self.count = self.whole.shape[1], -(-len(table) // rows)
         if self.count > whole:
-            self.last = table.new_zeros(self.width)
-            self.last[:table[whole * rows:].numel()] = table[whole * rows:].reshape(-1)
+            rest = as_rows(table, whole * rows, rows).reshape(-1)
+            self.last = rest.new_zeros(self.width)
+            self.last[:len(rest)] = rest
 
     def take(self, number: Tensor) -> Tensor:
         """Blocks ``number [k]`` -> ``[k, width]``."""
-        out = self.whole.index_select(0, number.clamp(max=len(self.whole) - 1))
+        place = number.clamp(max=len(self.whole) - 1)
+        if isinstance(self.whole, Tensor):
+            out = self.whole.index_select(0, place).float()
+        else:
+            out = torch.from_numpy(np.asarray(self.whole[place.numpy()], np.float32))
         if self.count > len(self.whole):
             out[number == len(self.whole)] = self.last
         return out
@@ -56,7 +65,7 @@ class Visits:
     """
 
     def __init__(self, blocks: Blocks):
-        device = blocks.whole.device
+        device = blocks.device
         self.blocks, every = blocks, torch.arange(blocks.count, device=device)
         # a generator of its own: the same table always gives the same blocks
         self.generator = torch.Generator().manual_seed(0)
@@ -135,7 +144,7 @@ def distinct(blocks: Blocks, kept: int, similarity: float) -> tuple[Tensor, Tens
     ``similarity`` is the share of the elements of two blocks that must be nearly equal.
     """
     visits = Visits(blocks)
-    alive = torch.arange(blocks.count, device=blocks.whole.device)
+    alive = torch.arange(blocks.count, device=blocks.device)
     target, near = alive.clone(), max(visits.rms, 1e-12) / 32
     while len(alive) > kept:
         begun = len(alive)

@@ -21,11 +21,12 @@ there are 65,536 blocks at most, so $b$ is 516 on Criteo. Its thresholds are fix
 $r = 0.09$), fit its initial values and block size, and were tuned by hand for every budget, which is missed where too
 few duplicates are found. Here $\epsilon$ begins at a thirty-second of the root mean square of the table and grows by
 half from round to round, with $r = \epsilon \sqrt{b D}$, until exactly ``kept`` blocks remain; in the last round the
-most similar pairs go first. Small blocks can afford less difference than large ones: with $s = 0.7$ a frequent id
-among five rows is lost, so ``similarity`` is 0.9 (on the sample of Criteo, by validation rows). The 90 projections
-are joined to 30 keys of three, because single ones put most blocks of a large table into the same buckets; of a
-bucket a block meets the first one and the one before it, the nearest by the projections is compared element by
-element, and so is the end of a chain of replacements. The dense optimiser begins afresh in the second stage.
+most similar pairs go first. Compressing a given matrix reads blocks from it as they are needed. Small blocks can
+afford less difference than large ones: with $s = 0.7$ a frequent id among five rows is lost, so ``similarity`` is 0.9
+(on the sample of Criteo, by validation rows). The 90 projections are joined to 30 keys of three, because single ones
+put most blocks of a large table into the same buckets; of a bucket a block meets the first one and the one before it,
+the nearest by the projections is compared element by element, and so is the end of a chain of replacements. The dense
+optimiser begins afresh in the second stage.
 """
 from __future__ import annotations
 
@@ -36,6 +37,7 @@ from ..method import Method
 from ..sparse import smallest_int
 from ..tables import FloatTable, take
 from ._duplicates import Blocks, distinct
+from ._posttrain import blocks as matrix_blocks
 
 MOST = 65_536                                        # blocks of a table, unless told
 
@@ -47,6 +49,8 @@ class Dedup(Method):
     group = "deduplication"
     space = r"k b d + \lceil n / b \rceil"
     time = r"O(d)"
+
+    fits_deployed = True
 
     def __init__(self, fields, dim, kept=None, block=None, similarity=0.9):
         super().__init__(fields, dim)
@@ -86,8 +90,13 @@ class Dedup(Method):
             self.collapse()
         yield from run.fit("fine-tune")
 
+    @torch.no_grad()
     def fit(self, rows):
-        self.table.load(rows)
+        for _ in matrix_blocks(rows):                                 # a row that is not finite is named
+            pass
+        if self.map is None:
+            self._shapes(self.table.weight.device)
+        self.take(Blocks(rows, self.block))
 
     def collapse(self) -> None:
         """Replace the table by its distinct blocks and the map to them."""
@@ -95,14 +104,16 @@ class Dedup(Method):
             return
         weight = self.table.weight.detach()
         self._shapes(weight.device)
-        if weight.is_meta:
-            return
-        blocks = Blocks(weight, self.block)
+        if not weight.is_meta:
+            self.take(Blocks(weight, self.block))
+
+    def take(self, blocks: Blocks) -> None:
+        """Keep the distinct ones of ``blocks``."""
         chosen, place = distinct(blocks, self.kept, self.similarity)
         self.map.copy_(place)
         rows = self.table.weight.detach().view(self.kept, -1)
-        for part, numbers in zip(blocks.parts(torch.arange(self.kept, device=weight.device)), blocks.parts(chosen)):
-            rows[part] = blocks.take(numbers)
+        for part, numbers in zip(blocks.parts(torch.arange(self.kept, device=blocks.device)), blocks.parts(chosen)):
+            rows[part.to(rows.device)] = blocks.take(numbers).to(rows.device)
 
     def _shapes(self, device) -> None:
         with torch.device("meta"):

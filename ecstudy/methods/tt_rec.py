@@ -22,13 +22,15 @@ the published code draws within two standard deviations are rejected and the sca
 alone (``init="paper"``), so embeddings start larger the larger the rank, at Criteo's sizes about 15,000 times as large
 as the full table's at the 50 % budget. Dimensions that are no power of two are split as evenly as they allow
 (768 is $8 \cdot 8 \cdot 12$). The authors' cache of frequent rows is left out, as in the study. ``fit`` is the TT-SVD
-of each field: two truncated singular value decompositions, one after the other; it holds a whole field in memory.
+of each field: two truncated singular value decompositions, one after the other, from sums over parts of the matrix.
+``columns`` gives other factors of the dimension; where their product is larger, as in the paper's $9 \cdot 9 \cdot 10$
+for 768, what is beyond is cut off.
 """
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -37,10 +39,11 @@ from torch.nn.functional import pad
 
 from ..fields import derived
 from ..method import Method
-from ..tables import FloatTable, as_rows, take
+from ..tables import FloatTable, take
+from ._posttrain import blocks
 
 BLOCK = 1 << 19                      # numbers worked on at once, 2 MiB: they stay in the cache
-ROWS = 1 << 18                       # rows of a given matrix read at once
+FIT = 1 << 25                        # numbers of a given matrix taken at once
 
 
 def grid(n: int) -> tuple[int, int, int]:
@@ -60,10 +63,20 @@ def columns(dim: int) -> tuple[int, int, int]:
     return min((t for t in triples if t[1] <= t[2]), key=sum)
 
 
-def cells(n: int, dim: int, rank: int) -> int:
+def cells(n: int, factors: tuple[int, int, int], rank: int) -> int:
     """Numbers in the cores of one field."""
-    (c, b, a), (d0, d1, d2) = grid(n), columns(dim)
+    (c, b, a), (d0, d1, d2) = grid(n), factors
     return (c * d0 + b * d1 * rank + a * d2) * rank
+
+
+def split(dim: int, given=None) -> tuple[int, int, int]:
+    """Factors of the dimension: the most even ones, or ``given`` ones, whose product may be larger."""
+    if given is None:
+        return columns(dim)
+    if not (isinstance(given, (tuple, list)) and len(given) == 3 and all(isinstance(d, int) and d > 0 for d in given)
+            and math.prod(given) >= dim):
+        raise ValueError(f"columns={given!r}: expected three factors whose product is at least {dim}")
+    return tuple(given)
 
 
 class TtRec(Method):
@@ -74,14 +87,17 @@ class TtRec(Method):
     space = r"\sum_f (c_f d_0 + b_f d_1 R + a_f d_2) R, \; a_f b_f c_f \ge n_f, \; d_0 d_1 d_2 = d"
     time = r"O(d_0 d_1 R^2 + d R)"
 
-    def __init__(self, fields, dim, rank=None, init="matched"):
+    fits_deployed = True
+
+    def __init__(self, fields, dim, rank=None, init="matched", columns=None):
         super().__init__(fields, dim)
         self.rank = 32 if rank is None else rank
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"rank={rank!r}: expected an integer of at least 1")
         if init not in ("matched", "paper"):
             raise ValueError(f"init={init!r}: expected 'matched' or 'paper'")
-        deep = [f for f, n in enumerate(fields.sizes) if cells(n, dim, self.rank) < n * dim]
+        self.columns = split(dim, columns)
+        deep = [f for f, n in enumerate(fields.sizes) if cells(n, self.columns, self.rank) < n * dim]
         plain = [f for f in range(len(fields)) if f not in deep]
         rows = np.array([fields.sizes[f] for f in plain], np.int64)
         derived(self, "deep", deep)
@@ -95,7 +111,7 @@ class TtRec(Method):
             for i, (factor, start) in enumerate(zip(factors.T, (np.cumsum(factors, 0) - factors).T)):
                 derived(self, f"factor{i}", factor)
                 derived(self, f"start{i}", start)
-            self.columns = d0, d1, d2 = columns(dim)
+            d0, d1, d2 = self.columns
             self.bits = [int(number).bit_length() for number in factors.sum(0)]       # of a row's number in each core
             # of three U(-s, s) summed over R^2 paths: R (s / sqrt 3)^3 = bound / sqrt 3
             bound = math.sqrt(3) * (fields.bound() / math.sqrt(3) / self.rank) ** (1 / 3)
@@ -106,10 +122,11 @@ class TtRec(Method):
                 self.published(factors)
 
     @classmethod
-    def sizes(cls, fields, dim, **options):
+    def sizes(cls, fields, dim, columns=None, **options):
         # up to the rank at which no field is compressed
-        return range(1, 1 + max(bisect_left(range(math.isqrt(n * dim) + 1), n * dim, 1, key=lambda r: cells(n, dim, r))
-                                for n in fields.sizes))
+        factors = split(dim, columns)
+        return range(1, 1 + max(bisect_left(range(math.isqrt(n * dim) + 1), n * dim, 1,
+                                            key=lambda r: cells(n, factors, r)) for n in fields.sizes))
 
     def published(self, factors: np.ndarray) -> None:
         """Normal numbers beyond two standard deviations, scaled by the row factors of each field."""
@@ -189,7 +206,7 @@ class TtRec(Method):
     def multiply(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
         """Rows of the cores, x [ids, d0 R], w [groups, R d1 R], v [ids, d2 R] -> [ids, D]."""
         y = torch.bmm(x.view(len(w), -1, self.rank), w.view(len(w), self.rank, -1))
-        return torch.bmm(y.view(len(x), -1, self.rank), v.view(len(x), -1, self.rank).mT).view(-1, self.dim)
+        return torch.bmm(y.view(len(x), -1, self.rank), v.view(len(x), -1, self.rank).mT).view(len(x), -1)[:, :self.dim]
 
     def products(self, ids: Tensor) -> Callable[[], None]:
         """Only the matrix products that looking up ``ids [B, F]`` takes, without padding, to be timed."""
@@ -202,26 +219,56 @@ class TtRec(Method):
                 self.multiply(*block)
         return run
 
+    @torch.no_grad()
     def fit(self, rows):
-        deep, plain = self.deep.tolist(), self.plain.tolist()
+        for start, block in blocks(rows):                             # plain rows are copied, and all rows are finite
+            self.copy(start, block)
         for f, (first, n) in enumerate(zip(self.fields.offset.tolist(), self.fields.sizes)):
-            own = torch.cat([as_rows(rows, start, min(ROWS, first + n - start))
-                             for start in range(first, first + n, ROWS)])
-            if f in plain:
-                start = int(self.first[plain.index(f)])
-                self.table.weight.detach()[start:start + n] = own
+            if f not in self.deep.tolist():
                 continue
-            (c, b, a), (d0, d1, d2), place = grid(n), self.columns, deep.index(f)
-            # ids that do not exist are zeros; [a b c, D] -> [c d0, b d1, a d2], the three digits with their columns
-            own = pad(own, (0, 0, 0, a * b * c - n)).view(a, b, c, d0, d1, d2).permute(2, 3, 1, 4, 0, 5)
-            own = own.reshape(c * d0, b * d1 * a * d2)
-            left = self.leading(own @ own.T)
-            own = (left.T @ own).view(self.rank * b * d1, a * d2)
-            right = self.leading(own.T @ own)
-            middle = (own @ right).view(self.rank, b, d1 * self.rank).transpose(0, 1)
-            for core, part, start in zip(self.cores, (left.view(c, -1), middle.flatten(1), right.view(a, -1)),
-                                         (self.start0, self.start1, self.start2)):
-                core.weight.detach()[start[place]:start[place] + len(part)] = part
+            (c, b, a), (d0, d1, d2), place = grid(n), self.columns, self.deep.tolist().index(f)
+            device = self.cores[0].weight.device
+            gram = torch.zeros(c * d0, c * d0, dtype=torch.float64, device=device)
+            for _, part in self.unfolded(rows, first, n):
+                gram += part @ part.T
+            left = self.leading(gram)
+            gram = torch.zeros(a * d2, a * d2, dtype=torch.float64, device=device)
+            for _, part in self.unfolded(rows, first, n):
+                part = (left.T @ part).view(-1, a * d2)
+                gram += part.T @ part
+            right = self.leading(gram)
+            first0, first1, first2 = (int(s[place]) for s in (self.start0, self.start1, self.start2))
+            self.cores[0].weight[first0:first0 + c] = left.view(c, -1)
+            self.cores[2].weight[first2:first2 + a] = right.view(a, -1)
+            for middle, part in self.unfolded(rows, first, n):
+                part = ((left.T @ part).view(-1, a * d2) @ right).view(self.rank, -1, d1 * self.rank)
+                self.cores[1].weight[first1 + middle:first1 + middle + part.shape[1]] = part.transpose(0, 1).flatten(1)
+
+    def copy(self, start: int, block: Tensor) -> None:
+        """Rows ``[start, start + len(block))`` of the matrix, as far as they are of plain fields."""
+        for place, f in enumerate(self.plain.tolist()):
+            first, n = int(self.fields.offset[f]), self.fields.sizes[f]
+            low, high = max(first, start), min(first + n, start + len(block))
+            if low < high:
+                own = int(self.first[place]) - first
+                self.table.weight[low + own:high + own] = block[low - start:high - start].to(self.table.weight.device)
+
+    def unfolded(self, rows, first: int, n: int) -> Iterator[tuple[int, Tensor]]:
+        """A field of ``n`` rows as a matrix ``[c d0, m d1 a d2]`` of its first digits, for ``m`` values of the middle
+        digit at a time, with the first of them. Ids that do not exist, and columns beyond D, are zeros."""
+        (c, b, a), (d0, d1, d2) = grid(n), self.columns
+        step = max(1, FIT // (a * c * d0 * d1 * d2))
+        for middle in range(0, b, step):
+            m = min(step, b - middle)
+            ids = torch.arange(a)[:, None] * (b * c) + torch.arange(middle * c, (middle + m) * c)
+            known = ids < n
+            own = rows[(first + ids[known]).to(rows.device)] if isinstance(rows, Tensor) else torch.from_numpy(
+                np.asarray(rows[(first + ids[known]).numpy()], np.float32))
+            own = pad(own.detach().float().cpu(), (0, d0 * d1 * d2 - self.dim))
+            part = own.new_zeros(a * m * c, own.shape[1])
+            part[known.view(-1)] = own
+            part = part.view(a, m, c, d0, d1, d2).permute(2, 3, 1, 4, 0, 5).reshape(c * d0, -1)
+            yield middle, part.to(self.cores[0].weight.device)
 
     def leading(self, gram: Tensor) -> Tensor:
         """Leading eigenvectors of a Gram matrix [m, m], as many as the rank (zeros if it has fewer): [m, R]."""
