@@ -164,6 +164,25 @@ def test_scores_are_inner_products_with_what_is_looked_up(spec):
     torch.testing.assert_close(small.scores(QUERIES, 70, 75), QUERIES @ small(IDS[70:75]).T, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("spec", ["pq(parts=5, bits=3", "opq(parts=5, bits=3, rounds=1", "pca_pq(parts=5, bits=3",
+                                  "rq(levels=2, bits=3", "mag_pq(parts=4, bits=2"])
+def test_rows_of_one_norm_keep_it(spec):
+    x = 3 * torch.nn.functional.normalize(X, dim=1)
+    kept, plain = (ec.compress(x, f"{spec}, unit={unit})") for unit in (True, False))
+    assert float(kept.norm) == pytest.approx(3) and ec.memory(kept) == ec.memory(plain) + 4
+    norms = kept(IDS).norm(dim=1)
+    torch.testing.assert_close(norms, torch.full((N,), 3.0), rtol=2e-3, atol=0)              # turned in float16
+    assert plain(IDS).norm(dim=1).mean() < 2.9                           # means are too short
+    torch.testing.assert_close(kept(IDS) / norms[:, None], torch.nn.functional.normalize(plain(IDS), dim=1))
+    if hasattr(kept, "scores"):
+        torch.testing.assert_close(kept.scores(QUERIES, 9, 500), QUERIES @ kept(IDS[9:500]).T, rtol=1e-4, atol=1e-4)
+    if hasattr(kept, "index"):
+        with pytest.raises(ValueError, match="compress with unit=False"):
+            kept.index()
+    differ = [ec.compress(X, f"{spec}, unit={unit})") for unit in (True, False)]
+    assert float(differ[0].norm) == 0 and torch.equal(differ[0](IDS), differ[1](IDS))
+
+
 # --- mag_pq -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("groups, parts", [(1, 4), (2, 5), (3, 4)])
@@ -364,9 +383,9 @@ def test_looking_up_needs_no_faiss(tmp_path):
     assert done.stdout.strip() == "faiss is not installed; pip install 'ecstudy[rag]'"
 
 
-@pytest.mark.parametrize("order", ["torch, faiss", "faiss, torch"])
-def test_torch_and_faiss_share_a_process(order):
-    code = (f"import {order}\nimport numpy as np\nx = torch.randn(300, 300)\n"
+def test_torch_and_faiss_share_a_process():
+    """faiss first; here torch was."""
+    code = ("import faiss, torch\nimport numpy as np\nx = torch.randn(300, 300)\n"
             "index = faiss.IndexFlatL2(300); index.add(x.numpy())\n"
             "assert (index.search(x.numpy(), 1)[1][:, 0] == np.arange(300)).all()\n"
             "assert torch.allclose((x @ x.T).diagonal(), x.square().sum(1), rtol=1e-3)\n")

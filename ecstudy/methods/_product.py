@@ -32,7 +32,7 @@ def checked_bits(bits, most: int = 16) -> int:
 def fetched(table: Tensor, index: Tensor) -> Tensor:
     """Rows ``index int32 [...]`` of a small table, flattened along the last two axes, float32.
 
-    numpy copies short rows two to three times as fast as torch does, which matters for thousands of them.
+    numpy copies short rows up to three times as fast as torch does, which matters for thousands of them.
     """
     shape = index.shape[:-1] + (index.shape[-1] * table.shape[1],)
     if table.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -40,6 +40,20 @@ def fetched(table: Tensor, index: Tensor) -> Tensor:
     else:
         rows = take(table, index)
     return rows.reshape(shape).float()
+
+
+def common_norm(*samples: Tensor) -> float:
+    """The norm that all rows of the ``samples [m, D]`` have, to a thousandth; 0 if they differ."""
+    norms = torch.cat([x.norm(dim=1) for x in samples])
+    return float(norms.mean()) if float(norms.max() - norms.min()) <= 1e-3 * float(norms.max()) else 0.0
+
+
+def of_norm(out: Tensor, norm: Tensor | None, square: Tensor | None = None) -> Tensor:
+    """``out [..., D]`` scaled to ``norm``, where it is not 0; ``square [...]`` is what to take for its squared norm."""
+    if norm is None:
+        return out
+    square = out.square().sum(-1) if square is None else square
+    return out.mul_(torch.where(norm > 0, norm * square.clamp(min=1e-30).rsqrt(), 1.0)[..., None])
 
 
 class Codebooks(nn.Module):
@@ -128,10 +142,11 @@ class Turned(PostTraining):
     products with queries need not turn anything back: :meth:`scores` turns the queries instead.
     """
 
-    def _turning(self, width: int, center: bool) -> None:
+    def _turning(self, width: int, center: bool, unit: bool = False) -> None:
         self.width = width
         self.register_buffer("turn", torch.zeros(self.dim, width, dtype=torch.float16))
         self.register_buffer("mean", torch.zeros(self.dim) if center else None)
+        self.register_buffer("norm", torch.zeros(()) if unit else None)
 
     def held(self, row: Tensor) -> Tensor:
         """What is stored of rows ``row [...]``, decoded but not turned back: float32 ``[..., width]``."""
@@ -141,15 +156,27 @@ class Turned(PostTraining):
         block = block.to(self.turn.device)
         return (block if self.mean is None else block - self.mean) @ self.turn.float()
 
+    def _square(self, held: Tensor) -> Tensor | None:
+        """Squared norm ``[...]`` of what ``held [..., width]`` is turned to; of no use without a common norm."""
+        if self.norm is None:
+            return None
+        square = held.square().sum(-1)
+        if self.mean is not None:
+            square = square + held @ (2 * self.mean @ self.turn.float()) + self.mean.square().sum()
+        return square
+
     def lookup(self, codes):
-        out = self.held(codes) @ self.turn.float().T
-        return out if self.mean is None else out.add_(self.mean)
+        held = self.held(codes)
+        out = held @ self.turn.float().T
+        return of_norm(out if self.mean is None else out.add_(self.mean), self.norm, self._square(held))
 
     def scores(self, queries: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Inner products of ``queries [Q, D]`` with what rows [start, stop) decode to: float32 [Q, stop - start]."""
         row = torch.arange(start, self.fields.n if stop is None else stop, device=self.turn.device)
-        out = queries @ self.turn.float() @ self.held(row).T
-        return out if self.mean is None else out.add_((queries @ self.mean)[:, None])
+        held = self.held(row)
+        out = held @ (queries @ self.turn.float()).T                     # rows first, as they are scaled
+        out = out if self.mean is None else out.add_(queries @ self.mean)
+        return of_norm(out, self.norm, self._square(held)).T
 
 
 def balanced(values: Tensor, parts: int) -> Tensor:
@@ -177,15 +204,17 @@ class TurnedProduct(Turned):
     group = "product quantisation"
     rounds = 0
 
-    def _product(self, width: int, parts, bits: int, half: bool, center: bool) -> None:
+    def _product(self, width: int, parts, bits: int, half: bool, center: bool, unit: bool) -> None:
         self.parts = max(1, width // 8) if parts is None else parts
         self.books = Codebooks(width, self.parts, bits, half)
-        self._turning(width, center)
+        self._turning(width, center, unit)
         self.codes = Codes(self.fields.n, self.parts, bits)
 
     def learn(self, rows):
         x = sampled(rows, POINTS * self.books.k if self.sample is None else self.sample, self.seed)
         x = x.to(self.turn.device)
+        if self.norm is not None:
+            self.norm.fill_(common_norm(x))
         mean = x.mean(0)
         if self.mean is not None:
             self.mean.copy_(mean)
@@ -216,11 +245,14 @@ class TurnedProduct(Turned):
         return self.books.decode(self.codes.read(row))
 
 
-def index_of(books: Codebooks, codes: Codes, turn: Tensor | None, dim: int):
+def index_of(books: Codebooks, codes: Codes, turn: Tensor | None, norm: Tensor | None, dim: int):
     """A faiss index over the codes, which searches by tables of inner products: ``search(queries, k)``.
 
     Parts of one column less are filled up with a column of zeros, and queries turned before, by faiss too.
     """
+    if norm is not None and float(norm) > 0:
+        raise ValueError(f"rows are scaled to norm {float(norm):g} as they are looked up, which faiss's search does "
+                         "not do: compress with unit=False, or search by decoding")
     f = faiss()
     each = books.even.shape[1] + (books.wide is not None)
     place = torch.cat([torch.arange(table.shape[1]).repeat(parts) + each

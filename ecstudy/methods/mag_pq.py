@@ -14,7 +14,7 @@ numbers, as how often a passage is retrieved). k-means learns from 256 rows per 
 
 **Deviations** The published code keeps an int32 per row where marks do. What a budget buys must not depend on the
 vectors, so code space is laid out for groups of equal numbers of rows, the most that the heavier groups can have; a
-heavy group that is smaller leaves a part of it unused, under 1 % at the spread of MiniLM's norms.
+heavy group that is smaller leaves a part of it unused. ``unit=True`` is told at ``opq``.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..packed import WORD, Marks, code_bytes, unpack
 from ..tables import take
 from ._posttrain import PostTraining, equal_groups, weights_of
-from ._product import POINTS, Codebooks, checked_bits
+from ._product import POINTS, Codebooks, checked_bits, common_norm, of_norm
 
 
 class MagPq(PostTraining):
@@ -37,7 +37,7 @@ class MagPq(PostTraining):
     time = r"O(d)"
     weights = None
 
-    def __init__(self, fields, dim, parts=None, groups=2, bits=8, half=False):
+    def __init__(self, fields, dim, parts=None, groups=2, bits=8, half=False, unit=False):
         super().__init__(fields, dim)
         if isinstance(groups, bool) or not isinstance(groups, int) or not 1 <= groups <= min(8, fields.n):
             raise ValueError(f"groups={groups!r}: expected an integer, 1 to {min(8, fields.n)}")
@@ -50,6 +50,7 @@ class MagPq(PostTraining):
         most = [min(fields.n, -(-fields.n * g // groups) + (g > 0)) for g in range(groups + 1)]   # rows before group g
         size = sum(w * (b - a) for w, a, b in zip(self.width, most, most[1:]))
         self.register_buffer("bytes", torch.zeros(size + WORD - 1, dtype=torch.uint8))
+        self.register_buffer("norm", torch.zeros(()) if unit else None)
         self.register_buffer("first", torch.zeros(groups, dtype=torch.int64))         # byte where a group begins
 
     @classmethod
@@ -63,13 +64,16 @@ class MagPq(PostTraining):
         for number, marks in enumerate(self.marks):
             marks.records.zero_()
             marks.fill((group <= number).nonzero().view(-1).to(self.first.device))
-        generator = torch.Generator().manual_seed(self.seed)
+        generator, samples = torch.Generator().manual_seed(self.seed), []
         for number, books in enumerate(self.books):
             row = (group == number).nonzero().view(-1)
             points = POINTS * books.k if self.sample is None else self.sample
             if len(row) > points:
                 row = row[torch.randperm(len(row), generator=generator)[:points]].sort().values
-            books.learn(self._picked(rows, row), self.seed)
+            samples.append(self._picked(rows, row))
+            books.learn(samples[-1], self.seed)
+        if self.norm is not None:
+            self.norm.fill_(common_norm(*samples))
 
     @staticmethod
     def _picked(rows, row):
@@ -104,4 +108,4 @@ class MagPq(PostTraining):
         for number, books in enumerate(self.books):
             mine = (group == number).nonzero().view(-1)
             out[mine] = books.decode(unpack(self.bytes, at[mine], self.parts, books.bits))
-        return out.view(codes.shape + (self.dim,))
+        return of_norm(out, self.norm).view(codes.shape + (self.dim,))

@@ -14,7 +14,8 @@ the mean. **Size** by ``parts``, any number from 1 to ``width``, which is half o
 instead of all rows (``scores``).
 
 **Deviations** The authors quantise the axes in their order, so that the first part holds most of the variance; here
-they are dealt out evenly. Axes and centroids are rounded to float16 before rows are coded.
+they are dealt out evenly. Axes and centroids are rounded to float16 before rows are coded. Rows of one norm keep it
+(``unit``, told at ``opq``).
 """
 from __future__ import annotations
 
@@ -26,12 +27,12 @@ class PcaPq(TurnedProduct):
     space = r"\frac{1}{32} n M b + \frac12 (2^b + d) w + d"
     time = r"O(d w)"
 
-    def __init__(self, fields, dim, parts=None, width=None, bits=8, half=True):
+    def __init__(self, fields, dim, parts=None, width=None, bits=8, half=True, unit=True):
         super().__init__(fields, dim)
         width = self._width(dim, width)
         if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= dim:
             raise ValueError(f"width={width!r}: expected an integer, 1 to {dim} axes")
-        self._product(width, parts, bits, half, center=True)
+        self._product(width, parts, bits, half, center=True, unit=unit)
 
     @staticmethod
     def _width(dim, width):

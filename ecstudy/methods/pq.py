@@ -17,13 +17,15 @@ block by block; torch decodes, to the same numbers as faiss, without it being in
 **Deviations** Where $M$ does not divide $d$ the first parts are one column wider than the others, so a budget is used
 to within a byte per row; faiss's own forms want a divisor, and its default also sorts centroids for a search by
 Hamming distance, which takes longer than all of the training and is left out. ``half=True`` keeps centroids in
-float16: codes are taken with the rounded ones.
+float16: codes are taken with the rounded ones. ``unit=True`` is told at ``opq``; the published PQ does not do so.
 """
 from __future__ import annotations
 
+import torch
+
 from ..packed import Codes
 from ._posttrain import PostTraining, sampled
-from ._product import POINTS, Codebooks, index_of
+from ._product import POINTS, Codebooks, common_norm, index_of, of_norm
 
 
 class Pq(PostTraining):
@@ -33,11 +35,12 @@ class Pq(PostTraining):
     space = r"\frac{1}{32} n M b + 2^b d"
     time = r"O(d)"
 
-    def __init__(self, fields, dim, parts=None, bits=8, half=False):
+    def __init__(self, fields, dim, parts=None, bits=8, half=False, unit=False):
         super().__init__(fields, dim)
         self.parts = max(1, dim // 8) if parts is None else parts
         self.books = Codebooks(dim, self.parts, bits, half)
         self.codes = Codes(fields.n, self.parts, bits)
+        self.register_buffer("norm", torch.zeros(()) if unit else None)
 
     @classmethod
     def sizes(cls, fields, dim, **options):
@@ -45,14 +48,17 @@ class Pq(PostTraining):
 
     def learn(self, rows):
         points = POINTS * self.books.k if self.sample is None else self.sample
-        self.books.learn(sampled(rows, points, self.seed), self.seed)
+        x = sampled(rows, points, self.seed)
+        if self.norm is not None:
+            self.norm.fill_(common_norm(x))
+        self.books.learn(x, self.seed)
 
     def put(self, start, block):
         self.codes.write(start, self.books.encode(block).to(self.codes.bytes.device))
 
     def lookup(self, codes):
-        return self.books.decode(self.codes.read(codes))
+        return of_norm(self.books.decode(self.codes.read(codes)), self.norm)
 
     def index(self):
         """A faiss index over the same codes, which searches by look-up tables: ``index().search(queries, k)``."""
-        return index_of(self.books, self.codes, None, self.dim)
+        return index_of(self.books, self.codes, None, self.norm, self.dim)

@@ -16,7 +16,8 @@ centroid, and codes all rows.
 **Deviations** Two splits unless told, where $d$ is even, because on a corpus of some 100,000 rows codebooks would weigh
 more than codes. k-means of a level works in all dimensions at once: in growing ones, faiss's default, it takes ten
 times as long. faiss's own search for this kind of code keeps a norm per row and is not used: search decodes.
-Centroids are rounded to float16 before rows are coded; ``half=False`` keeps float32.
+Centroids are rounded to float16 before rows are coded; ``half=False`` keeps float32. Rows of one norm keep
+it (``unit``, told at ``opq``).
 """
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ import torch
 from ..packed import Codes, pack
 from ..tables import take
 from ._posttrain import PostTraining, sampled
-from ._product import HALF, checked_bits, faiss, unpacked
+from ._product import HALF, checked_bits, common_norm, faiss, of_norm, unpacked
 
 LEVELS = 64                             # at most
 POINTS = 128                            # rows per centroid that are learned from
@@ -39,7 +40,7 @@ class Rq(PostTraining):
     space = r"\frac{1}{32} n M b + \frac12 2^b M d"
     time = r"O(M d)"
 
-    def __init__(self, fields, dim, levels=4, splits=None, bits=8, beam=4, half=True):
+    def __init__(self, fields, dim, levels=4, splits=None, bits=8, beam=4, half=True, unit=True):
         super().__init__(fields, dim)
         self.splits = 2 - dim % 2 if splits is None else splits
         for name, value, most in (("levels", levels, LEVELS), ("splits", self.splits, dim), ("beam", beam, 1024)):
@@ -51,6 +52,7 @@ class Rq(PostTraining):
         dtype = torch.float16 if half else torch.float32
         self.register_buffer("books", torch.zeros(self.splits, levels * self.k, dim // self.splits, dtype=dtype))
         self.codes = Codes(fields.n, self.splits * levels, bits)
+        self.register_buffer("norm", torch.zeros(()) if unit else None)
 
     @classmethod
     def sizes(cls, fields, dim, **options):
@@ -70,6 +72,8 @@ class Rq(PostTraining):
 
     def learn(self, rows):
         x = sampled(rows, POINTS * self.k if self.sample is None else self.sample, self.seed)
+        if self.norm is not None:
+            self.norm.fill_(common_norm(x))
         x = x.repeat(-(-self.k // len(x)), 1)                            # faiss wants a row for every centroid
         if self.books.dtype == torch.float16 and float(x.abs().max()) > HALF:
             raise ValueError(f"values up to {float(x.abs().max()):g} do not fit float16 codebooks: pass half=False")
@@ -91,4 +95,4 @@ class Rq(PostTraining):
         codes = self.codes.read(codes).to(torch.int32)
         first = self.k * torch.arange(self.splits * self.levels, dtype=torch.int32, device=codes.device)
         rows = take(self.books.flatten(0, 1), codes + first)             # one book after the other
-        return rows.float().unflatten(-2, (self.splits, self.levels)).sum(-2).flatten(-2)
+        return of_norm(rows.float().unflatten(-2, (self.splits, self.levels)).sum(-2).flatten(-2), self.norm)
