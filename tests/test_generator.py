@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ecstudy.rag.corpus import Passage
-from ecstudy.rag.generator import GeneratorReader
+from ecstudy.rag.generator import GeneratorReader, generates
+from ecstudy.rag.run import open_reader
 
 transformers = pytest.importorskip("transformers", reason="the generator needs the extra rag")
 tokenizers = pytest.importorskip("tokenizers", reason="the generator needs the extra rag")
@@ -168,6 +169,7 @@ def test_opened_from_a_local_folder_it_writes_the_same(tokenizer, tmp_path, kind
     direct = reader(tokenizer, kind, tokens=8)
     direct.model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path / "generator_tokenizer" if name else tmp_path)
+    assert generates(tmp_path) and isinstance(open_reader(tmp_path), GeneratorReader)
     opened = GeneratorReader.open(tmp_path, tokens=8, beams=3)
     assert opened.kind == kind and opened.form == "{title} / {text} // {question}" and opened.length == 300
     assert opened(QUESTIONS, PASSAGES, SCORES) == direct(QUESTIONS, PASSAGES, SCORES)
@@ -180,6 +182,7 @@ def test_opened_from_a_local_folder_it_writes_the_same(tokenizer, tmp_path, kind
 def test_what_cannot_be_opened_says_why(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no model"):
         GeneratorReader.open(tmp_path)
+    assert not generates(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(dict(model_type="rag")))
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="save_pretrained"):

@@ -17,6 +17,7 @@ from ecstudy.rag import train_reader
 from ecstudy.rag.corpus import Corpus, CorpusWriter, Passage
 from ecstudy.rag.reader import SpanReader, Window, best_spans, choose, joined, windows
 from ecstudy.rag.reader_cache import SpanCache, pair_keys
+from ecstudy.rag.run import open_reader
 from ecstudy.rag.train_reader import Training, loss_of, places, rate, targets, train
 
 transformers = pytest.importorskip("transformers", reason="the reader needs the extra rag")
@@ -340,6 +341,26 @@ def test_a_folder_without_a_trained_reader_is_refused(base, tmp_path):
         SpanReader.open(base, cache=False)
 
 
+def test_the_command_trains_and_goes_on(base, planted, tmp_path, monkeypatch):
+    testing = pytest.importorskip("typer.testing", reason="the command line needs the extra cli")
+    from ecstudy.cli import app
+
+    monkeypatch.setenv("ECSTUDY_HOME", str(tmp_path))
+    words = ["rag", "train-reader", str(planted.folder), "--base", str(base), "--limit", "20", "--epochs", "1",
+             "--length", "32", "--dtype", "float32"]
+    done = testing.CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    out = tmp_path / "data" / "readers" / "synthetic_planted"
+    assert done.stdout.startswith(f"{out}: 2 steps on 20 questions in ")
+    assert all(part in done.stdout for part in ("nq EM ", "squad EM "))
+    reader = open_reader(out)
+    assert isinstance(reader, SpanReader) and reader.stride == 8 and reader.dtype == "float32"
+    monkeypatch.setattr(train_reader, "Trainer", None)
+    assert testing.CliRunner().invoke(app, words).stdout == done.stdout                  # finished: nothing to do
+    done = testing.CliRunner().invoke(app, [*words, "--epochs", "0"])
+    assert done.exit_code == 2 and done.stderr == "error: epochs=0: expected an integer of at least 1\n"
+
+
 def test_negatives_come_from_retrieval_where_there_are_vectors(planted, tmp_path):
     folder = tmp_path / "with_vectors"
     shutil.copytree(planted.folder, folder)
@@ -354,7 +375,7 @@ def test_negatives_come_from_retrieval_where_there_are_vectors(planted, tmp_path
     corpus = Corpus.open(folder)
     forbidden = {i for q in corpus.questions(split="test") for i in q.gold}
     questions = corpus.questions(split="train")
-    found = train_reader.negatives(corpus, questions, forbidden)
+    found = train_reader.negatives(corpus, questions, train_reader.nearby(corpus, questions), forbidden)
     texts = {p.id: p.text for p in corpus.block(0, n)}
     for q in questions:
         ids = [p.id for p in found[q.id]]
@@ -364,6 +385,14 @@ def test_negatives_come_from_retrieval_where_there_are_vectors(planted, tmp_path
         if first not in forbidden and q.answers[0].lower() not in texts[first].lower():
             assert ids[0] == first
     assert sum(len(p) == train_reader.CANDIDATES for p in found.values()) > len(found) / 2
+    # questions without a known passage take the nearest that spells an answer, and none that may not be trained on
+    row = {q.id: [p.id for p in corpus.block(0, n)][:9] for q in questions[:40]}
+    corpus.__dict__["asked"] = [q._replace(gold=None) if q.id in row else q for q in asked]
+    taken = train_reader.distant(corpus, row, forbidden)
+    wanted = {q.id: [(i,) for i in row[q.id] if i not in forbidden and q.answers[0].lower() in texts[i].lower()]
+              for q in questions[:40]}
+    assert {q.id: q.gold for q in taken} == {i: golds[0] for i, golds in wanted.items() if golds}
+    assert 0 < len(taken) < 40
 
 
 def test_weighing_takes_the_best_of_what_it_tried(planted, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The commands ``ecstudy rag prep | encode | compress | search | eval`` (extras ``cli`` and ``rag``)."""
+"""The commands ``ecstudy rag prep | encode | compress | search | eval | train-reader`` (extras ``cli`` and ``rag``)."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from .. import paths
 from ..data.layout import DataError
 from ..study.progress import bar, duration
 from .corpus import Corpus, folder_of
+from .train_reader import Training
 
 rag = typer.Typer(no_args_is_help=True, help="Retrieval: compress the vectors of passages, search, read and score.")
 
@@ -57,6 +58,8 @@ def prep(
     gold: Annotated[Files, typer.Option(help="JSON lines of questions with a gold passage; repeatable.")] = None,
     questions: Annotated[Files, typer.Option(help="Questions to test: NQ-open .jsonl, DPR .csv; repeatable.")] = None,
     train: Annotated[Files, typer.Option(help="Questions for training readers; repeatable.")] = None,
+    of: Annotated[Optional[str], typer.Option("--of", help="A corpus to draw from, with --keep: its gold passages and "
+                                                           "so many others, and their vectors.")] = None,
     name: Annotated[Optional[str], typer.Option(help="Of the corpus (default: the folder's).")] = None,
     keep: Annotated[Optional[int], typer.Option(help="Keep so many background passages.")] = None,
     test_squad: Annotated[float, typer.Option(help="Share of SQuAD questions for testing, by articles.")] = 0.3,
@@ -66,10 +69,14 @@ def prep(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing corpus.")] = False,
     progress: Shown = None,
 ):
-    """Prepare a corpus from raw files (plain, gzip or xz), or generate one."""
+    """Prepare a corpus from raw files (plain, gzip or xz), draw a smaller one from another, or generate one."""
     from .generated import PRESETS, generate
-    from .sources import prepare
+    from .sources import prepare, subset
 
+    if of is not None:
+        if keep is None or passages or squad or gold or questions or train:
+            raise DataError("--of takes --keep, the number of other passages, and no files")
+        return typer.echo(_describe(subset(Corpus.open(of), out, keep, name=name, seed=seed, overwrite=overwrite)))
     if folder_of(out).name in PRESETS and not (passages or squad or gold):
         return typer.echo(_describe(generate(out, seed=seed, overwrite=overwrite)))
     typer.echo(_describe(prepare(
@@ -209,3 +216,49 @@ def evaluate(
     if failed := int((table["status"] == "failed").sum()):
         typer.echo(f"error: {failed} of {len(table)} runs failed; the same command runs them again", err=True)
         raise typer.Exit(1)
+
+
+@rag.command("train-reader")
+def train_reader(
+    corpus: CorpusName,
+    out: Annotated[Optional[Path], typer.Option(help="The folder to create (default: data/readers/<corpus>).")] = None,
+    base: EncoderPath = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training questions.")] = Training.epochs,
+    batch: Annotated[int, typer.Option(help="Examples of a step.")] = Training.batch,
+    lr: Annotated[float, typer.Option(help="Largest learning rate.")] = Training.lr,
+    negatives: Annotated[float, typer.Option(help="Passages without an answer, as a share.")] = Training.negatives,
+    distant: Annotated[bool, typer.Option("--distant/--no-distant", help="Use questions without a known passage, too "
+                                          "(needs vectors).")] = Training.distant,
+    frozen: Annotated[int, typer.Option(help="First layers that stay as they are.")] = Training.frozen,
+    limit: Annotated[Optional[int], typer.Option(help="Train on so many questions, for a trial.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the head, the order and dropout.")] = Training.seed,
+    length: Annotated[int, typer.Option(help="Tokens of question and passage together.")] = Training.length,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = Training.dtype,
+    device: Device = "cpu",
+    threads: Annotated[Optional[int], typer.Option(min=1, help="Cores to use (default: torch's own).")] = None,
+    every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
+    evaluate: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Read the test questions' gold passages at "
+                                           "the end.")] = True,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop what is there and begin anew.")] = False,
+    progress: Shown = None,
+):
+    """Train the span reader on a corpus' training questions; interrupt at any time, the same command goes on."""
+    import torch
+
+    from ..study.row import check_device
+    from .train_reader import train
+
+    check_device(device)
+    opened = Corpus.open(corpus)
+    out = paths.data() / "readers" / opened.name if out is None else out
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = Training(base=None if base is None else str(base), epochs=epochs, batch=batch, lr=lr, seed=seed,
+                        negatives=negatives, distant=distant, frozen=frozen, limit=limit, length=length,
+                        stride=length // 4, dtype=dtype)
+    found = train(opened, out, settings, device=device, every=every, restart=restart, evaluate=evaluate,
+                  progress=progress)
+    scores = ", ".join(f"{group} EM {row['em']:.1f} F1 {row['f1']:.1f} ({row['n']:,} questions)"
+                       for group, row in found.get("test", {}).items())
+    typer.echo(f"{out}: {found['steps']:,} steps on {found['trained']['questions']:,} questions in "
+               f"{duration(found['seconds'])}; gold passages of the test: {scores or 'not read'}")

@@ -33,6 +33,15 @@ KINDS = ("rag_sequence", "rag_token", "seq2seq")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def generates(folder) -> bool:
+    """Whether a local folder holds a model that writes answers; one that marks spans, or none at all, does not."""
+    folder = Path(folder).expanduser()
+    if not (folder / "config.json").is_file():
+        return False
+    config = need("transformers", "rag").AutoConfig.from_pretrained(folder, local_files_only=True)
+    return config.model_type == "rag" or bool(getattr(config, "is_encoder_decoder", False))
+
+
 class GeneratorReader:
     """``reader(questions, passages, scores) -> answers``, the form :mod:`ecstudy.rag` asks of a reader.
 

@@ -74,14 +74,15 @@ def open_reader(reader, device: str = "cpu"):
     if not Path(reader).expanduser().is_dir():
         raise CellError(f"reader {reader!r}: expected {', '.join(READERS)}, the folder of a trained reader, or a "
                         "callable")
-    return _span_reader(str(Path(reader).expanduser()), device)
+    return _local_reader(str(Path(reader).expanduser()), device)
 
 
 @functools.lru_cache(maxsize=1)
-def _span_reader(folder: str, device: str):
+def _local_reader(folder: str, device: str):
+    from .generator import GeneratorReader, generates
     from .reader import SpanReader
 
-    return SpanReader.open(folder, device=device)
+    return (GeneratorReader if generates(folder) else SpanReader).open(folder, device=device)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ An example is a question with a gold passage. Where the answer stands is not tol
 spells one of the answers counts, and the loss is minus the log of the probability of all of them together (first and
 last token each; Clark and Gardner 2018 call it the summed objective). Some examples are negative: a passage that
 retrieval ranks high and that holds no answer, whose target is position 0. They make scores of different passages
-comparable, which reading ten at once needs.
+comparable, which reading ten at once needs. Questions for training of which no gold passage is known (DPR's files) are
+used with the nearest passage that spells an answer.
 
 Split: questions of ``split == "train"`` only; a twentieth of their articles is kept apart (:func:`split`) to watch
-training and to set how passages are weighed. Negatives are never gold passages of test questions.
+training and to set how passages are weighed. No gold passage of a question of the test or kept apart is trained on, not
+even as a negative.
 
 The order of examples and dropout follow from seed and step alone, so a run that was killed goes on from its last
 checkpoint to the same weights. Embeddings and the first layer stay frozen: most of the parameters, little of the
@@ -23,6 +25,7 @@ import re
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
@@ -44,6 +47,7 @@ POOL = 64                             # batches whose examples are sorted by len
 KEPT_APART = 20                       # one article in so many is not trained on
 NEARBY = 20                           # passages among which negatives are looked for
 CANDIDATES = 5                        # negatives of a question at most
+DISTANT = 5                           # among so many nearest passages one that spells the answer is taken for gold
 WEIGHTS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
 WATCHED = 300                         # questions kept apart that are really read: about ten seconds
 
@@ -53,7 +57,9 @@ class Training:
     """How a reader is trained. Defaults: two idle cores take under an hour for 12,000 questions.
 
     ``frozen`` counts the encoder layers that stay as they are, embeddings always; ``negatives`` is a share of the
-    examples; ``limit`` takes so many questions at random (all: None). ``base`` is a folder with a transformers encoder.
+    examples; ``distant`` adds training questions without a gold passage, with the nearest one that spells the answer
+    (needs vectors); ``limit`` takes so many questions at random (all: None). ``base`` is a folder with a transformers
+    encoder, None the packaged MiniLM.
     """
 
     base: str | None = None
@@ -65,6 +71,7 @@ class Training:
     dropout: float = 0.1
     frozen: int = 1
     negatives: float = 0.25
+    distant: bool = True
     seed: int = 0
     limit: int | None = None
     length: int = 256
@@ -173,38 +180,62 @@ def positives(reader: SpanReader, corpus: Corpus, questions: Sequence[Question])
     return [owners[i] for i in found], list(found.values())
 
 
-def negatives(corpus: Corpus, questions: Sequence[Question], forbidden: set[int], progress=None) -> dict[int, list]:
-    """Passages that retrieval ranks high for each question and that hold no answer: question id -> passages.
+def nearby(corpus: Corpus, questions: Sequence[Question], k: int = NEARBY, progress=None) -> dict[int, list[int]]:
+    """Ids of the ``k`` passages nearest to each question, best first: question id -> passage ids."""
+    unique = list({q.id: q for q in questions}.values())
+    before = 0
+    with bar(len(corpus), "searching", progress) as step:
 
-    Without vectors: among the gold passages of these questions those of the same title, then those that follow.
+        def report(done, _):
+            nonlocal before
+            step("", done - before)
+            before = done
+        ids = search(corpus.vectors, corpus.question_vectors[[q.id for q in unique]], min(k, len(corpus)),
+                     progress=report).ids
+    return {q.id: row for q, row in zip(unique, ids.tolist())}
+
+
+def distant(corpus: Corpus, near: dict[int, list[int]], forbidden: set[int]) -> list[Question]:
+    """Training questions whose passage nobody knows, with the nearest one of ``near`` that spells an answer as gold.
+
+    Questions without such a passage are left out. ``forbidden``: ids that may not be trained on.
     """
-    if (corpus.folder / "vectors.json").is_file():
-        unique = list({q.id: q for q in questions}.values())
-        with bar(len(corpus), "searching", progress) as step:
-            done = [0]
+    asked = [q for q in corpus.asked if q.split == "train" and q.gold is None and q.id in near]
+    texts = _texts(corpus, near, forbidden)
+    found = []
+    for q in asked:
+        gold = next((i for i in near[q.id] if i in texts and has_answer(joined(texts[i]), q.answers)), None)
+        if gold is not None:
+            found.append(q._replace(gold=(gold,)))
+    return found
 
-            def advance(now, total):
-                step("", now - done[0])
-                done[0] = now
-            ids = search(corpus.vectors, corpus.question_vectors[[q.id for q in unique]],
-                         min(NEARBY, len(corpus)), progress=advance).ids
-        near = {q.id: row.tolist() for q, row in zip(unique, ids)}
-    else:
-        gold = sorted({i for q in questions for i in q.gold})
-        title = {p.id: p.title for p in corpus.passages(gold)}
-        alike: dict[str, list[int]] = {}
-        for i in gold:
-            alike.setdefault(title[i], []).append(i)
-        place = {i: at for at, i in enumerate(gold)}
-        near = {q.id: [*alike[title[q.gold[0]]], *gold[place[q.gold[0]] + 1:]][:NEARBY] for q in questions}
-    wanted = sorted({i for row in near.values() for i in row} - forbidden)
-    texts = dict(zip(wanted, corpus.passages(wanted)))
+
+def negatives(corpus: Corpus, questions: Sequence[Question], near: dict[int, list[int]],
+              forbidden: set[int]) -> dict[int, list[Passage]]:
+    """Passages of ``near`` that hold no answer: question id -> ``CANDIDATES`` at most, best first."""
+    texts = _texts(corpus, near, forbidden)
     found = {}
     for q in questions:
         if q.id not in found:
             mine = (texts[i] for i in near[q.id] if i in texts and i not in q.gold)
-            found[q.id] = [p for p in mine if not has_answer(joined(p), q.answers)][:CANDIDATES]
+            found[q.id] = list(islice((p for p in mine if not has_answer(joined(p), q.answers)), CANDIDATES))
     return found
+
+
+def alike(corpus: Corpus, questions: Sequence[Question]) -> dict[int, list[int]]:
+    """In place of :func:`nearby` without vectors: gold passages of the same title, then those that follow."""
+    gold = sorted({i for q in questions for i in q.gold})
+    title = {p.id: p.title for p in corpus.passages(gold)}
+    same: dict[str, list[int]] = {}
+    for i in gold:
+        same.setdefault(title[i], []).append(i)
+    place = {i: at for at, i in enumerate(gold)}
+    return {q.id: [*same[title[q.gold[0]]], *gold[place[q.gold[0]] + 1:]][:NEARBY] for q in questions}
+
+
+def _texts(corpus: Corpus, near: dict[int, list[int]], forbidden: set[int]) -> dict[int, Passage]:
+    wanted = sorted({i for row in near.values() for i in row} - forbidden)
+    return dict(zip(wanted, corpus.passages(wanted)))
 
 
 class Material:
@@ -212,6 +243,12 @@ class Material:
 
     def __init__(self, reader: SpanReader, corpus: Corpus, settings: Training, progress=None):
         fit, self.apart, self.test = split(corpus)
+        forbidden = {i for q in [*self.test, *self.apart] for i in q.gold}
+        near = {}
+        if (corpus.folder / "vectors.json").is_file():
+            unknown = [q for q in corpus.asked if q.split == "train" and q.gold is None] if settings.distant else []
+            near = nearby(corpus, [*fit, *unknown], progress=progress)
+            fit = fit + distant(corpus, {q.id: near[q.id][:DISTANT] for q in unknown}, forbidden)
         self.given = len(fit)
         if settings.limit is not None and settings.limit < len(fit):
             chosen = np.random.default_rng(settings.seed).choice(len(fit), settings.limit, replace=False)
@@ -221,10 +258,10 @@ class Material:
         if not self.examples:
             raise DataError(f"{corpus.folder}: none of {len(fit)} training questions has an answer of at most "
                             f"{settings.span} tokens in its gold passage; expected passages that spell the answers")
-        self.questions = len(fit)
-        self.answered = len({q.id for q in self.owners})
-        forbidden = {i for q in self.test for i in q.gold}
-        self.near = negatives(corpus, self.owners, forbidden, progress) if settings.negatives else {}
+        self.questions, self.answered = len(fit), len({q.id for q in self.owners})
+        self.distant = len({q.id for q in self.owners if corpus.asked[q.id].gold is None})
+        self.near = negatives(corpus, self.owners, near or alike(corpus, self.owners), forbidden) \
+            if settings.negatives else {}
         self.able = np.array([i for i, q in enumerate(self.owners) if self.near.get(q.id)], dtype=np.int64)
         self.count = min(round(len(self.examples) * settings.negatives), len(self.able))
         self.per_epoch = math.ceil((len(self.examples) + self.count) / settings.batch)
@@ -451,7 +488,8 @@ def train(corpus: Corpus | str | Path, out: str | Path, settings: Training = Tra
     found = dict(format=FORMAT, version=__version__, reading=dict(length=reader.length, stride=reader.stride,
                                                                   span=reader.span, dtype=reader.dtype),
                  key=trainer.key, steps=state.step, seconds=round(state.seconds, 1), loss=state.losses,
-                 trained=dict(questions=material.questions, answered=material.answered, examples=len(material.examples),
+                 trained=dict(questions=material.questions, answered=material.answered, distant=material.distant,
+                              examples=len(material.examples),
                               negatives=material.count, kept_apart=len(material.apart), of=material.given),
                  kept_apart=state.watched)
     if (corpus.folder / "vectors.json").is_file():
@@ -475,7 +513,7 @@ def scores_of(questions: Sequence[Question], answers: Sequence[str]) -> dict[str
     """By group of questions: how many, exact match and F1 in percent."""
     rows: dict[str, list] = {}
     for q, answer in zip(questions, answers):
-        how = NORMALISE["squad" if q.group.startswith("squad") else "nq"]
+        how = NORMALISE["nq" if q.group.startswith("nq") else "squad"]
         rows.setdefault(q.group, []).append((exact(answer, q.answers, how), f1(answer, q.answers, how)))
     return {group: dict(n=len(found), **dict(zip(("em", "f1"), (100 * np.mean(found, 0)).round(2).tolist())))
             for group, found in sorted(rows.items())}
