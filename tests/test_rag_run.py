@@ -5,6 +5,8 @@ Encoders are tiny BERT and DPR models with random weights, built here; vectors o
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from ecstudy.data.layout import DataError
 from ecstudy.rag import run, score
 from ecstudy.rag.corpus import Corpus, CorpusWriter
 from ecstudy.rag.encode import Encoder, adopt, encode
+from ecstudy.rag.sources import prepare, subset
 from ecstudy.study import store
 from ecstudy.study.row import CellError
 from ecstudy.study.sweep import RunFailed
@@ -346,6 +349,51 @@ def test_what_cannot_be_run_is_told_before_any_work(planted, settings, message):
     with pytest.raises(ValueError, match=message):
         run.evaluate(**settings)
     assert not list((run.paths.runs() / "rows").glob("*.json"))
+
+
+def test_a_smaller_corpus_keeps_gold_passages_questions_and_vectors(planted):
+    small = subset(planted, "small", 30, seed=2)
+    gold = {i for q in planted.asked for i in q.gold or ()}
+    assert len(small) == len(gold) + 30 == 80 and small.sets == planted.sets and len(small.asked) == 60
+    for q, old in zip(small.asked, planted.asked):
+        assert q._replace(gold=None) == old._replace(gold=None)
+        if old.gold:
+            mine, = small.passages(q.gold)
+            before, = planted.passages(old.gold)
+            assert mine.text == before.text
+            assert np.array_equal(small.vectors[mine.id], planted.vectors[before.id])
+            assert small.norms[mine.id] == planted.norms[before.id]
+    assert np.array_equal(small.question_vectors, planted.question_vectors)
+    assert small.encoding["encoder"] == planted.encoding["encoder"] and small.fingerprint != planted.fingerprint
+    assert run.evaluate("small", "full")["recall_1"] >= run.evaluate("planted", "full")["recall_1"]
+    assert subset(write("bare"), "bare_small", 3).meta["passages"] == 8
+    with pytest.raises(DataError, match="no vectors"):
+        Corpus.open("bare_small").vectors
+    with pytest.raises(DataError, match="keep 351: expected 0 to 350"):
+        subset(planted, "more", 351)
+
+
+# -- real data --------------------------------------------------------------------------------------------------------
+
+def test_real_questions_are_split_by_articles(tmp_path, monkeypatch):
+    folder = os.environ.get("ECSTUDY_RAG_RAW")
+    if not folder or not (Path(folder) / "squad_v1.1_dev.json.xz").is_file():
+        pytest.skip("real data: set ECSTUDY_RAG_RAW to a folder with squad_v1.1_dev.json.xz, nq-open-oracle.jsonl.xz, "
+                    "NQ-open.dev.jsonl.xz and topics.dpr.nq.dev.txt.xz")
+    folder = Path(folder)
+    corpus = prepare("real", squad=[folder / "squad_v1.1_dev.json.xz"], gold=[folder / "nq-open-oracle.jsonl.xz"],
+                     questions=[folder / "NQ-open.dev.jsonl.xz"], train=[folder / "topics.dpr.nq.dev.txt.xz"])
+    counts = {group: sum(each.values()) for group, each in corpus.meta["questions"].items()}
+    assert counts == dict(squad=10_570, nq=2_655, nq_rest=955, nq_train=8_757)     # as these sets are known
+    assert 2_067 + 2_600 - 20 <= len(corpus) <= 2_067 + 2_655
+    splits = {}
+    for q in corpus.asked:
+        if q.article:
+            splits.setdefault(q.article, set()).add(q.split)
+    assert all(len(found) == 1 for found in splits.values())
+    assert 3_000 <= len(corpus.questions("squad", "test")) <= 3_400
+    found = corpus.questions("squad", "test")[::50]
+    assert all(score.has_answer(corpus.passages(q.gold)[0].text, q.answers) for q in found)
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------

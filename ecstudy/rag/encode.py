@@ -279,6 +279,27 @@ def _save(path: Path, array: np.ndarray) -> None:
     os.replace(temporary, path)
 
 
+def inherit(source: Corpus, target: Corpus, rows: np.ndarray) -> bool:
+    """Give ``target`` the vectors of those ``rows`` of ``source``, and of its questions; False where it has none."""
+    try:
+        told = source.encoding
+    except DataError:
+        return False
+    folder = target.folder
+    vectors = _memmap(folder / "vectors.npy", (len(rows), told["dim"]), fresh=True)
+    norms = _memmap(folder / "norms.npy", (len(rows),), fresh=True)
+    for start in range(0, len(rows), 1 << 14):
+        part = rows[start:start + (1 << 14)]
+        vectors[start:start + len(part)], norms[start:start + len(part)] = source.vectors[part], source.norms[part]
+    vectors.flush()
+    norms.flush()
+    _save(folder / "question_vectors.npy", np.asarray(source.question_vectors))
+    described = dict(corpus=target.fingerprint, dim=told["dim"], rows=len(rows), normalised=told["normalised"],
+                     encoder=told["encoder"], question_encoder=told["question_encoder"])
+    _note(folder, _state(folder, described, told["chunk"]) | dict(done=len(rows), questions_done=True))
+    return True
+
+
 def adopt(corpus: Corpus, shards: Sequence[str | os.PathLike], question_encoder: Encoder, *, encoder: str,
           normalised: bool = False, progress: Callable[[int, int, float | None], None] | None = None) -> dict:
     """Take published vectors in place of encoding: shards in order, ``.npy`` [m, D] or DPR's own ``.pkl`` files.

@@ -118,6 +118,42 @@ def prepare(out, *, passages: Sequence = (), squad: Sequence = (), gold: Sequenc
     return Corpus.open(folder)
 
 
+def subset(corpus: Corpus, out, keep: int, *, name: str | None = None, seed: int = 0,
+           overwrite: bool = False) -> Corpus:
+    """A smaller corpus: all gold passages and questions, and ``keep`` of the other passages, drawn by ``seed``.
+
+    Vectors come along if the corpus has them, so the effect of its size can be seen without encoding again.
+
+    Raises
+    ------
+    DataError
+        If the folder exists, or ``keep`` is out of range.
+    """
+    from .encode import inherit
+
+    chosen = np.zeros(len(corpus), bool)
+    chosen[[i for q in corpus.asked for i in q.gold or ()]] = True
+    others = np.flatnonzero(~chosen)
+    if isinstance(keep, bool) or not 0 <= keep <= len(others):
+        raise DataError(f"keep {keep}: expected 0 to {len(others)}, the passages of {corpus.name} that are not gold")
+    chosen[np.random.default_rng(seed).permutation(others)[:keep]] = True
+    rows = np.flatnonzero(chosen)
+    place = np.cumsum(chosen) - 1
+    folder = folder_of(out)
+    source = dict(kind="subset", of=corpus.name, fingerprint=corpus.fingerprint, keep=keep, seed=seed)
+    with CorpusWriter(folder, name=name or folder.name, source=source, distinct=False, overwrite=overwrite) as writer:
+        for passage in corpus.block(0, len(corpus)):
+            if chosen[passage.id]:
+                writer.add(passage.title, passage.text)
+        for q in corpus.asked:
+            writer.ask(q.question, q.answers, group=q.group, split=q.split, article=q.article,
+                       gold=None if q.gold is None else place[list(q.gold)].tolist())
+        writer.join(corpus.sets)
+    made = Corpus.open(folder)
+    inherit(corpus, made, rows)
+    return Corpus.open(folder)
+
+
 def _with_gold(writer: CorpusWriter, group: str, asked: list[Asked], share: float, seed: int,
                split_of: dict[str, str]) -> None:
     test = by_article([a.title for a in asked], share, seed)
