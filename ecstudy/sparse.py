@@ -191,7 +191,7 @@ class Bitmask(Form):
         ahead = count.cumsum(1).sub_(count).add_((start - place)[:, None])
         rank.add_(ahead.mul_(0x0101010101010101)).bitwise_and_(present)
         out = values.blocks(place, width).gather(1, rank.view(torch.uint8).long())
-        return out.mul_(present.bitwise_and_(0x0101010101010101).view(torch.uint8).float()).view(len(row), -1)
+        return out.mul_(present.bitwise_and_(0x0101010101010101).view(torch.uint8).float()).view(len(row), self.width)
 
     def _gather_bits(self, first, values):
         present = self.bits.get(first[:, None] + torch.arange(self.width, device=first.device))

@@ -226,7 +226,7 @@ class TtRec(Method):
         for f, (first, n) in enumerate(zip(self.fields.offset.tolist(), self.fields.sizes)):
             if f not in self.deep.tolist():
                 continue
-            (c, b, a), (d0, d1, d2), place = grid(n), self.columns, self.deep.tolist().index(f)
+            (c, _, a), (d0, d1, d2), place = grid(n), self.columns, self.deep.tolist().index(f)
             device = self.cores[0].weight.device
             gram = torch.zeros(c * d0, c * d0, dtype=torch.float64, device=device)
             for _, part in self.unfolded(rows, first, n):
