@@ -395,6 +395,35 @@ def test_negatives_come_from_retrieval_where_there_are_vectors(planted, tmp_path
     assert 0 < len(taken) < 40
 
 
+def test_trains_with_vectors_and_questions_of_unknown_passage(base, planted, tmp_path):
+    folder = tmp_path / "with_vectors"
+    shutil.copytree(planted.folder, folder)
+    records = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    unknown = [r for r in records if r["split"] == "train"][:40]
+    vectors = np.random.default_rng(0).standard_normal((len(planted), 64)).astype(np.float32)
+    np.save(folder / "vectors.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    np.save(folder / "question_vectors.npy", np.load(folder / "vectors.npy")[[r["gold"][0] for r in records]])
+    for r in unknown:
+        r["gold"] = None
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    (folder / "vectors.json").write_text(json.dumps(dict(done=len(planted), questions_done=True, fingerprint="f",
+                                                         corpus=planted.fingerprint)))
+    settings = Training(base=str(base), epochs=1, **SMALL)
+    found = train(Corpus.open(folder), tmp_path / "r", settings, evaluate=False)
+    assert found["trained"]["distant"] == 40 and found["trained"]["negatives"] > 0    # the nearest is the right one
+    known = [r for r in records if r["split"] == "train" and r["gold"]]
+    assert found["trained"]["questions"] == 40 + len(known) - found["trained"]["kept_apart"]
+    tried = {(row["weight"], row["together"]): row["em"] for row in found["weighing"]}
+    assert len(tried) == 2 * len(train_reader.WEIGHTS)
+    chosen = found["reading"]["weight"], found["reading"]["together"]
+    assert tried[chosen] == max(tried.values())
+    reader = SpanReader.open(tmp_path / "r", cache=False)
+    assert (reader.weight, reader.together) == chosen
+    none = train(Corpus.open(folder), tmp_path / "n", Training(**{**vars(settings), "distant": False, "limit": 20}),
+                 evaluate=False)
+    assert none["trained"]["distant"] == 0 and none["trained"]["of"] == found["trained"]["of"] - 40
+
+
 def test_weighing_takes_the_best_of_what_it_tried(planted, tmp_path, monkeypatch):
     class Known:
         """Spans found without a model: always the name; the passage's score misleads, retrieval does not."""
