@@ -125,6 +125,10 @@ def test_each_kind_of_file_is_read(raw):
     assert list(sources.read_passages(raw / "psgs.tsv.gz")) == [
         ("Aaron", 'He said "no", then left'), ("Baron", "plain text")]
     assert list(sources.read_passages(raw / "own.jsonl")) == [("X", "x text"), ("", "untitled")]
+    seen = []
+    for name in ("psgs.tsv.gz", "own.jsonl"):
+        assert len(list(sources.read_passages(raw / name, lambda *a: seen.append(a)))) == 2
+    assert [name for name, _ in seen] == ["psgs.tsv.gz", "own.jsonl"] and all(0 <= share <= 1 for _, share in seen)
     squad = list(sources.read_squad(raw / "squad.json"))
     assert squad == [("Whence?", ["Asia"], "Black Death", "It came from Asia."),
                      ("When?", [], "Black Death", "It came from Asia."),

@@ -212,23 +212,37 @@ def _fingerprint(path) -> dict:
     return dict(file=Path(path).name, sha256=digest.hexdigest())
 
 
+def _told(file, tell) -> Iterator[str]:
+    """The lines of a file; ``tell`` is called now and then."""
+    for number, line in enumerate(file):
+        if number % 10_000 == 0:
+            tell()
+        yield line
+
+
 @contextlib.contextmanager
-def opened(path):
-    """A text file, plain, gzip or xz (told by its first bytes); damage becomes one DataError."""
+def opened(path, progress=None):
+    """A text file, plain, gzip or xz (told by its first bytes); damage becomes one DataError.
+
+    With ``progress(name, share read)`` only its lines can be read.
+    """
     path = Path(path).expanduser()
-    with open(path, "rb") as raw:
-        head = raw.read(6)
-    kind = gzip.open if head[:2] == b"\x1f\x8b" else lzma.open if head == b"\xfd7zXZ\x00" else open
+    size = path.stat().st_size
     try:
-        with kind(path, "rt", encoding="utf-8", newline="") as file:
-            yield file
+        with open(path, "rb") as raw:
+            head = raw.read(6)
+            raw.seek(0)
+            kind = gzip.open if head[:2] == b"\x1f\x8b" else lzma.open if head == b"\xfd7zXZ\x00" else None
+            form = dict(encoding="utf-8", newline="")
+            with kind(raw, "rt", **form) if kind else io.TextIOWrapper(raw, **form) as file:
+                yield _told(file, lambda: progress(path.name, raw.tell() / size)) if progress else file
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise DataError(f"{path}: damaged, incomplete or not UTF-8 ({error}); fetch it again") from None
 
 
-def _records(path) -> Iterator[tuple[int, dict]]:
+def _records(path, progress=None) -> Iterator[tuple[int, dict]]:
     """Line numbers and objects of a file of JSON lines."""
-    with opened(path) as file:
+    with opened(path, progress) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -260,14 +274,17 @@ def _get(record: dict, keys: Sequence[str], kind, where: str):
 
 
 def read_passages(path, progress=None) -> Iterator[tuple[str, str]]:
-    """Title and text of each passage of a file, told apart by its name: ``.tsv``, ``.jsonl`` or ``.json``."""
+    """Title and text of each passage of a file, told apart by its name: ``.tsv``, ``.jsonl`` or ``.json``.
+
+    ``progress(name, share read)`` is called now and then while lines are read; OTT-QA's one object is read at once.
+    """
     name = Path(path).name.lower()
     for ending in (".gz", ".xz"):
         name = name.removesuffix(ending)
     if name.endswith(".tsv"):
-        yield from _tsv(path)
+        yield from _tsv(path, progress)
     elif name.endswith(".jsonl"):
-        for number, record in _records(path):
+        for number, record in _records(path, progress):
             where = f"{path}, line {number}"
             yield str(record.get("title") or ""), _get(record, ("text", "contents", "passage"), str, where)
     elif name.endswith(".json"):
@@ -280,8 +297,8 @@ def read_passages(path, progress=None) -> Iterator[tuple[str, str]]:
         raise DataError(f"{path}: a file of passages ends in .tsv, .jsonl or .json (and .gz or .xz)")
 
 
-def _tsv(path) -> Iterator[tuple[str, str]]:
-    with opened(path) as file:
+def _tsv(path, progress=None) -> Iterator[tuple[str, str]]:
+    with opened(path, progress) as file:
         rows = csv.reader(file, delimiter="\t")
         head = next(rows)
         if not {"text", "title"} <= set(head):
