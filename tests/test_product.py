@@ -314,7 +314,7 @@ def test_rabitq_bits_and_axes():
                                      "bits=32, coarse='svd'"])
 def test_rescoring_all_rows_is_exhaustive_search(options):
     size = 24 if "rabitq" in options else 6
-    small = ec.compress(X, f"rescore(size={size}, keep={N}, {options.replace('bits=4', 'bits=4', 1)})")
+    small = ec.compress(X, f"rescore(size={size}, keep={N}, {options})")
     out = small(IDS)
     exact = (QUERIES @ out.T).sort(dim=1, descending=True, stable=True)
     scores, ids = small.search(QUERIES, 12)

@@ -182,7 +182,7 @@ class Turned(PostTraining):
 def balanced(values: Tensor, parts: int) -> Tensor:
     """Order of axes with variances ``values [width]``, falling, that gives every part the same product of them.
 
-    The eigenvalue allocation of Ge et al. (arXiv 1311.4055): the next axis goes to the part whose product is least
+    The eigenvalue allocation of Ge et al. (CVPR 2013): the next axis goes to the part whose product is least
     among those with room.
     """
     each, more = divmod(len(values), parts)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..spec import SpecError, parse
+from ..tables import take
 from ._posttrain import PostTraining
 
 BLOCK = 16_384                          # rows scored at once
@@ -86,15 +87,19 @@ class Rescore(PostTraining):
     def put(self, start, block):
         self.coarse.put(start, block)
         row = self._range(start, start + len(block))
-        rest = block.to(row.device) - self.coarse(row)
+        rest = block.to(row.device) - self._coarse_rows(row)
         if self.fine is not None:
             self.fine.put(start, rest)
         else:
             self.rest[start:start + len(block)] = rest.to(self.rest.dtype)
 
     def lookup(self, codes):
-        rest = self.fine(codes) if self.fine is not None else self.rest[codes].float()
-        return rest.add_(self.coarse(codes))
+        rest = self.fine.lookup(codes) if self.fine is not None else take(self.rest, codes).float()
+        return rest + self._coarse_rows(codes)
+
+    def _coarse_rows(self, row):
+        flat = self.coarse.lookup(self.coarse.encode(row.reshape(-1, 1)))            # ids are checked already
+        return flat.reshape(row.shape + (self.dim,))
 
     def _range(self, start, stop):
         device = next(t.device for t in self.buffers() if t.numel())
@@ -104,7 +109,7 @@ class Rescore(PostTraining):
         """Coarse scores ``[Q, stop - start]``."""
         if hasattr(self.coarse, "scores"):
             return self.coarse.scores(queries, start, stop)
-        return queries @ self.coarse(self._range(start, stop)).T
+        return queries @ self._coarse_rows(self._range(start, stop)).T
 
     @torch.no_grad()
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
