@@ -15,7 +15,7 @@ import torch
 from ecstudy.data.layout import DataError
 from ecstudy.rag import train_reader
 from ecstudy.rag.corpus import Corpus, CorpusWriter, Passage
-from ecstudy.rag.reader import SpanReader, Window, best_spans, choose, joined, windows
+from ecstudy.rag.reader import SpanReader, Window, best_spans, choose, windows
 from ecstudy.rag.reader_cache import SpanCache, pair_keys
 from ecstudy.rag.run import open_reader
 from ecstudy.rag.train_reader import Training, loss_of, places, rate, targets, train
@@ -118,7 +118,7 @@ def test_a_question_longer_than_a_window_is_cut_and_leaves_room(base):
 def test_reading_in_batches_equals_reading_one_by_one(base, planted, monkeypatch):
     reader = tiny(base)
     asked = planted.questions(split="test")[:12]
-    texts = [joined(planted.passages(q.gold)[0]) for q in asked] + [" ".join(NAMES + YEARS), ""]
+    texts = [planted.passages(q.gold)[0].joined for q in asked] + [" ".join(NAMES + YEARS), ""]
     questions = [q.question for q in asked] + ["who", "who"]
     whole = reader.spans(questions, texts)
     monkeypatch.setattr("ecstudy.rag.reader.TOKENS", 1)

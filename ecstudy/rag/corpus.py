@@ -43,6 +43,11 @@ class Passage(NamedTuple):
     title: str
     text: str
 
+    @property
+    def joined(self) -> str:
+        """Title and text, as they are encoded and read."""
+        return f"{self.title}. {self.text}" if self.title else self.text
+
 
 class Question(NamedTuple):
     """A question; ``id`` is its row in ``question_vectors.npy``, ``gold`` the passages that hold the answer."""

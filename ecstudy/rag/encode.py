@@ -124,7 +124,7 @@ class Encoder:
         """Vectors float32 [n, D] and their norms before normalisation float32 [n]."""
         if self.pair:
             return self.texts([p.title for p in passages], [p.text for p in passages])
-        return self.texts([f"{p.title}. {p.text}" if p.title else p.text for p in passages])
+        return self.texts([p.joined for p in passages])
 
     def questions(self, questions: Sequence[str]) -> np.ndarray:
         """Vectors float32 [n, D]."""

@@ -53,11 +53,6 @@ class Window(NamedTuple):
     last: np.ndarray
 
 
-def joined(passage: Passage) -> str:
-    """What is read of a passage: title and text, as they are encoded for retrieval."""
-    return f"{passage.title}. {passage.text}" if passage.title else passage.text
-
-
 def windows(tokenizer, questions: Sequence[str], texts: Sequence[str], length: int, stride: int) -> list[Window]:
     """Pairs as tokens; a passage over ``length`` is cut into windows that share ``stride`` tokens.
 
@@ -236,7 +231,7 @@ class SpanReader:
                              "expected one each")
         counts = np.array([len(p) for p in passages], dtype=np.int64)
         owner = np.repeat(np.arange(len(questions)), counts)
-        texts = [joined(p) for found in passages for p in found]
+        texts = [p.joined for found in passages for p in found]
         spans = self.spans([questions[i] for i in owner], texts)
         retrieved = [float(s) for row, n in zip(scores, counts) for s in row[:n]]
         if len(retrieved) != len(texts):

@@ -33,7 +33,7 @@ from ..study.row import CellError, check_budget, check_device, complete, hash_of
 from ..study.sweep import _sized_by_budget, attempt, fill, there
 from .corpus import Corpus, folder_of
 from .generated import PRESETS, TemplateReader, open_generated
-from .score import KS, NORMALISE, exact, f1, gold_rank, has_answer, recall
+from .score import KS, exact, f1, gold_rank, has_answer, recall, rule
 from .search import HOW, search, way
 
 DECODED = 1_024                          # rows of a batch that is timed (Table 6)
@@ -318,7 +318,7 @@ def _read(cell: RagCell, hits):
     answers = list(cell.read([q.question for q in cell.asked], passages, hits.scores[:, :cell.k]))
     if len(answers) != len(cell.asked):
         raise RuntimeError(f"reader {cell.model} gave {len(answers)} answers to {len(cell.asked)} questions")
-    rules = [NORMALISE["nq" if q.group.startswith("nq") else "squad"] for q in cell.asked]
+    rules = [rule(q.group) for q in cell.asked]
     right, overlap = (np.array([score(answer, q.answers, rule) for answer, q, rule in zip(answers, cell.asked, rules)],
                                dtype=np.float32) for score in (exact, f1))
     return answers, right, overlap

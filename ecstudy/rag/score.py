@@ -34,6 +34,11 @@ def normalise_nq(text: str) -> str:
 NORMALISE: dict[str, Callable[[str], str]] = {"squad": normalise_squad, "nq": normalise_nq}
 
 
+def rule(group: str) -> Callable[[str], str]:
+    """The normalisation of a group of questions: NQ's for groups named ``nq...``, else SQuAD's."""
+    return NORMALISE["nq" if group.startswith("nq") else "squad"]
+
+
 def exact(prediction: str, answers: Sequence[str], normalise: Callable[[str], str] = normalise_squad) -> float:
     """1.0 if the prediction equals one of the answers after normalisation, else 0.0.
 

@@ -38,9 +38,9 @@ from ..extras import need
 from ..study.progress import bar, duration
 from .corpus import Corpus, Passage, Question
 from .encode import minilm
-from .reader import (DTYPES, FORMAT, SpanReader, Window, autocast, choose, joined, load, padded, quiet, wanted,
+from .reader import (DTYPES, FORMAT, SpanReader, Window, autocast, choose, load, padded, quiet, wanted,
                      windows)
-from .score import NORMALISE, exact, f1, has_answer
+from .score import exact, f1, has_answer, rule
 from .search import search
 
 POOL = 64                             # batches whose examples are sorted by length together: little padding
@@ -170,7 +170,7 @@ def targets(window: Window, spans: Sequence[tuple[int, int]], longest: int) -> t
 def positives(reader: SpanReader, corpus: Corpus, questions: Sequence[Question]) -> tuple[list, list[Example]]:
     """Pairs of a question and one of its gold passages that spell an answer: who asked, and the example."""
     owners = [q for q in questions for _ in q.gold]
-    texts = [joined(p) for p in corpus.passages([i for q in questions for i in q.gold])]
+    texts = [p.joined for p in corpus.passages([i for q in questions for i in q.gold])]
     found: dict[int, Example] = {}
     for w in windows(reader.tokenizer, [q.question for q in owners], texts, reader.length, reader.stride):
         starts, ends = targets(w, places(texts[w.pair], owners[w.pair].answers), reader.span)
@@ -204,7 +204,7 @@ def distant(corpus: Corpus, near: dict[int, list[int]], forbidden: set[int]) -> 
     texts = _texts(corpus, near, forbidden)
     found = []
     for q in asked:
-        gold = next((i for i in near[q.id] if i in texts and has_answer(joined(texts[i]), q.answers)), None)
+        gold = next((i for i in near[q.id] if i in texts and has_answer(texts[i].joined, q.answers)), None)
         if gold is not None:
             found.append(q._replace(gold=(gold,)))
     return found
@@ -218,7 +218,7 @@ def negatives(corpus: Corpus, questions: Sequence[Question], near: dict[int, lis
     for q in questions:
         if q.id not in found:
             mine = (texts[i] for i in near[q.id] if i in texts and i not in q.gold)
-            found[q.id] = list(islice((p for p in mine if not has_answer(joined(p), q.answers)), CANDIDATES))
+            found[q.id] = list(islice((p for p in mine if not has_answer(p.joined, q.answers)), CANDIDATES))
     return found
 
 
@@ -276,7 +276,7 @@ class Material:
         if self.count:
             owners = [self.owners[i] for i in draw.choice(self.able, self.count, replace=False)]
             near = [self.near[q.id] for q in owners]
-            texts = [joined(p[int(draw.integers(len(p)))]) for p in near]
+            texts = [p[int(draw.integers(len(p)))].joined for p in near]
             null, seen = np.zeros(1, np.int64), set()
             for w in windows(self.reader.tokenizer, [q.question for q in owners], texts, self.reader.length,
                              self.reader.stride):
@@ -513,7 +513,7 @@ def scores_of(questions: Sequence[Question], answers: Sequence[str]) -> dict[str
     """By group of questions: how many, exact match and F1 in percent."""
     rows: dict[str, list] = {}
     for q, answer in zip(questions, answers):
-        how = NORMALISE["nq" if q.group.startswith("nq") else "squad"]
+        how = rule(q.group)
         rows.setdefault(q.group, []).append((exact(answer, q.answers, how), f1(answer, q.answers, how)))
     return {group: dict(n=len(found), **dict(zip(("em", "f1"), (100 * np.mean(found, 0)).round(2).tolist())))
             for group, found in sorted(rows.items())}
@@ -527,7 +527,7 @@ def calibrate(reader: SpanReader, corpus: Corpus, questions: Sequence[Question],
     hits = search(corpus.vectors, corpus.question_vectors[[q.id for q in questions]], min(k, len(corpus)))
     passages, asked = _passages(corpus, hits.ids.tolist()), [q.question for q in questions]
     owner = np.repeat(np.arange(len(asked)), hits.ids.shape[1])
-    texts = [joined(p) for found in passages for p in found]
+    texts = [p.joined for found in passages for p in found]
     spans = reader.spans([asked[i] for i in owner], texts)
     answers = [text[a:b] for text, a, b in zip(texts, spans.first, spans.last)]
     tried = []

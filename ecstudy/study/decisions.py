@@ -325,7 +325,8 @@ def allocation(rows) -> Verdict:
         return Verdict(UNTESTED)
     rows, items = rows[rows["model"].eq("dlrm") & rows["dim"].eq(16)], []
     if (rows["budget"] > 1).any():                         # sizes in bytes, as a share
-        rows = rows.assign(budget=rows["budget"].where(rows["budget"] <= 1, rows["budget"] / rows["bytes_full"]).round(6))
+        share = (rows["budget"] / rows["bytes_full"]).round(6)
+        rows = rows.assign(budget=rows["budget"].where(rows["budget"] <= 1, share))
     for method in IMPORTANCE:
         own = rows[rows["method"].eq(method) & rows["spec"].eq(method) & rows["status"].eq("ok")]
         for budget, cell in own.groupby("budget"):
