@@ -17,6 +17,7 @@ import yaml
 import ecstudy as ec
 from ecstudy.fields import Fields
 from ecstudy.registry import names
+from ecstudy.rag.run import RagCell
 from ecstudy.study import ablations, profiles
 from ecstudy.study.row import Cell, CellError, frame
 
@@ -184,6 +185,11 @@ def test_profiles_set_parameters_the_notebook_has(path):
     profile = profiles.load(path)
     assert profile["profile"] == f"{path.parent.name}/{path.stem}"
     assert set(profile) <= parameters(profiles.notebook(path))
+    if profiles.notebook(path) == "rag":
+        assert profile["methods"][0] == "full"
+        assert all(RagCell(m, profile["dataset"], profile["questions"], b, s, reader=profile["reader"]).spec
+                   for m in profile["methods"] for b in profile["budgets"] for s in profile["seeds"])
+        return
     kept = ("dataset", "batch", "evals_per_epoch", "patience", "max_epochs", "section")
     Cell(**{k: profile[k] for k in kept}, method="full", seed=profile["seeds"][0])
     if "only" in profile:
@@ -194,7 +200,7 @@ def test_profiles_set_parameters_the_notebook_has(path):
 
 
 def test_profiles_are_files_of_notebooks(monkeypatch, tmp_path):
-    assert {p.stem for p in profiles.files("quick")} == set(profiles.ORDER) == {p.stem for p in NOTEBOOKS} - {"rag"}
+    assert {p.stem for p in profiles.files("quick")} == set(profiles.ORDER) == {p.stem for p in NOTEBOOKS}
     assert [p.stem for p in profiles.files("real")][:2] == ["dlrm", "dlrm-epinions"]
     assert [p.stem for p in profiles.files("real", ["ablations"])] == ["ablations"]
     with pytest.raises(CellError, match="profile 'quik'.*quick"):
@@ -206,7 +212,7 @@ def test_profiles_are_files_of_notebooks(monkeypatch, tmp_path):
         profiles.load(tmp_path / "p.yaml")
 
 
-@pytest.mark.parametrize("name", profiles.ORDER)
+@pytest.mark.parametrize("name", [n for n in profiles.ORDER if n != "rag"])
 def test_a_profile_measures_what_its_notebook_shows(name, monkeypatch, tmp_path):
     """The same cells from ``ecstudy study`` as from executing the notebook's own call."""
     module = importlib.import_module("ecstudy.study.sweep")
@@ -231,6 +237,22 @@ def test_a_profile_measures_what_its_notebook_shows(name, monkeypatch, tmp_path)
     space |= profiles.load(path)
     exec(code[1].split("command =")[0], space)
     assert set().union(*asked) == by_profile and by_profile
+
+
+def test_a_profile_of_retrieval_measures_what_its_notebook_shows(monkeypatch):
+    asked = []
+    monkeypatch.setattr("ecstudy.rag.run.sweep", lambda corpus, methods, budgets, **settings: asked.append(
+        dict(settings, corpus=corpus, methods=methods, budgets=budgets)))
+    path = next(p for p in profiles.files("quick") if p.stem == "rag")
+    profiles.measure(path, processes=2)
+    cells = json.loads((ROOT / "notebooks" / "rag.ipynb").read_text())["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    space = {}
+    exec(code[0], space)
+    space |= profiles.load(path)
+    exec(code[1].split("command =")[0], space)
+    told, shown = ({k: v for k, v in one.items() if k not in ("progress", "missing", "device")} for one in asked)
+    assert told == shown and told["corpus"] == "synthetic_facts" and asked[1]["missing"] == "run"
 
 
 def test_every_page_of_the_contents_is_there_or_generated(tmp_path):

@@ -7,6 +7,7 @@ from .figures import auc_against_bytes, costs, frequency, timeline
 from .impact import (ablation, ablation_table, allocation, allocation_fields, dimension_gains, dimensions,
                      latency_against_bytes, models, rank_agreement)
 from .picture import Html, Picture, Table
+from .retrieval import quality, recall_curves, retrieval_cells, retrieval_costs, retrieval_skew, table6
 from .significance import contrasts_table, critical_difference, equivalence, learning_rates
 from .stamp import mark, stamp
 from .summary import cells, t_interval
@@ -15,5 +16,6 @@ from .tables import beside_paper, paper_table5, ran, table5
 __all__ = ["Html", "Picture", "Table", "ablation", "ablation_table", "allocation", "allocation_fields",
            "auc_against_bytes", "beside_paper", "cells", "contrasts_table", "costs", "critical_difference",
            "dataset", "dimension_gains", "dimensions", "equivalence", "explorer", "frequency", "latency_against_bytes",
-           "learning_rates", "mark", "models", "paper_table5", "ran", "rank_agreement", "stamp", "t_interval", "table5",
+           "learning_rates", "mark", "models", "paper_table5", "quality", "ran", "rank_agreement", "recall_curves",
+           "retrieval_cells", "retrieval_costs", "retrieval_skew", "stamp", "t_interval", "table5", "table6",
            "timeline"]

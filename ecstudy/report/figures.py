@@ -189,33 +189,9 @@ def costs(rows: pd.DataFrame, *, command: str = "") -> Picture:
     done = table[(table["status"] == "ok") & (table["method"] != FULL)]
     if not len(done):
         raise ValueError(f"none of the {len(rows)} rows of a compressed method finished (status ok); nothing to draw")
-    look = looks(check_rows(rows))
-    names = [m for m in look if m in set(done["method"])][::-1]
-    panels = [("training_pct", "training memory, % of the full table", 300.0),
-              ("time_ratio", "training time ÷ Full's", 1.0), ("latency_ratio", "latency ÷ Full's", 1.0)]
-    with drawing():
-        import matplotlib.pyplot as plt
-        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-        figure, axes = plt.subplots(1, 3, figsize=(8.6, 0.9 + 0.34 * len(names)), sharey=True)
-        for ax, (column, label, reference) in zip(axes, panels):
-            for y, method in enumerate(names):
-                line = done[done["method"] == method].dropna(subset=[column])
-                ax.plot(line[column], [y] * len(line), color=look[method].color, lw=1, alpha=0.5)
-                ax.scatter(line[column], [y] * len(line), color=look[method].color, marker=look[method].marker,
-                           s=18 + 30 * np.sqrt(line["budget"]), linewidths=0)
-            ax.axvline(reference, color=INK, lw=1, ls=(0, (6, 3)))
-            values = done[column].dropna()
-            ax.set_xscale("log")
-            low, high = min([*values, reference]) / 1.5, max([*values, reference]) * 1.5
-            ax.set_xlim(low, high)
-            ax.xaxis.set_major_locator(MaxNLocator(4) if high < 8 * low else LogLocator(base=10))
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-            ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.set_xlabel(label)
-            ax.set_ylim(-0.6, len(names) - 0.4)
-        axes[0].set_yticks(range(len(names)), [look[m].title for m in names])
-        svg = svg_of(figure)
+    svg = _dots(done, looks(check_rows(rows)),
+                [("training_pct", "training memory, % of the full table", 300.0),
+                 ("time_ratio", "training time ÷ Full's", 1.0), ("latency_ratio", "latency ÷ Full's", 1.0)])
     slow = done.loc[done["latency_ratio"].idxmax()] if done["latency_ratio"].notna().any() else None
     alt = f"Dot plots of training memory, training time and latency beside Full's on {_where(rows)}."
     if slow is not None:
@@ -224,8 +200,40 @@ def costs(rows: pd.DataFrame, *, command: str = "") -> Picture:
                    rows, command)
 
 
-def frequency(curves: pd.DataFrame, *, command: str = "") -> Picture:
-    """How few ids hold most occurrences: ``curves`` has columns ``dataset id_share occurrence_share`` (fractions)."""
+def _dots(done: pd.DataFrame, look: dict, panels: list[tuple[str, str, float]]) -> str:
+    """Methods down, a panel per ``(column, label, dashed reference or NaN)``, one dot per budget; the SVG."""
+    names = [m for m in look if m in set(done["method"])][::-1]
+    with drawing():
+        import matplotlib.pyplot as plt
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+        figure, axes = plt.subplots(1, len(panels), figsize=(8.6, 0.9 + 0.34 * len(names)), sharey=True)
+        for ax, (column, label, reference) in zip(axes, panels):
+            for y, method in enumerate(names):
+                line = done[done["method"] == method].dropna(subset=[column])
+                ax.plot(line[column], [y] * len(line), color=look[method].color, lw=1, alpha=0.5)
+                ax.scatter(line[column], [y] * len(line), color=look[method].color, marker=look[method].marker,
+                           s=18 + 30 * np.sqrt(line["budget"]), linewidths=0)
+            values = done[column].dropna().tolist()
+            if not math.isnan(reference):
+                ax.axvline(reference, color=INK, lw=1, ls=(0, (6, 3)))
+                values.append(reference)
+            ax.set_xscale("log")
+            low, high = min(values) / 1.5, max(values) * 1.5
+            ax.set_xlim(low, high)
+            ax.xaxis.set_major_locator(MaxNLocator(4) if high < 8 * low else LogLocator(base=10))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.set_xlabel(label)
+            ax.set_ylim(-0.6, len(names) - 0.4)
+        axes[0].set_yticks(range(len(names)), [look[m].title for m in names])
+        return svg_of(figure)
+
+
+def frequency(curves: pd.DataFrame, *, of: str = "ids", held: str = "occurrences", command: str = "") -> Picture:
+    """How few ids hold most occurrences: ``curves`` has columns ``dataset id_share occurrence_share`` (fractions).
+
+    ``of`` and ``held`` name other things counted."""
     names = list(dict.fromkeys(curves["dataset"]))
     if not names:
         raise ValueError("no curves to draw; ecstudy.data.statistics.frequency_curve makes one")
@@ -249,17 +257,18 @@ def frequency(curves: pd.DataFrame, *, command: str = "") -> Picture:
         ax.xaxis.set_major_formatter(FuncFormatter(_percent))
         ax.yaxis.set_major_formatter(FuncFormatter(_percent))
         ax.set_ylim(0, 102)
-        ax.set_xlabel("most frequent ids, % of the vocabulary")
-        ax.set_ylabel("occurrences they hold")
+        ax.set_xlabel(f"most frequent {of}, % of all")
+        ax.set_ylabel(f"{held} they hold")
         svg = svg_of(figure)
     said = []
     for name in names:
         line = curves[curves["dataset"] == name].sort_values("id_share")
         said.append(f"{name} {100 * np.interp(0.01, line['id_share'], line['occurrence_share']):.0f} %")
-    alt = ("Line chart of the share of occurrences held by the most frequent ids. The top 1 % of ids hold: "
+    alt = (f"Line chart of the share of {held} held by the most frequent {of}. The top 1 % of {of} hold: "
            + ", ".join(said))
-    return Picture(svg, alt + ".", "Skew: the share of occurrences that the most frequent ids hold, training rows.",
-                   curves, command)
+    rows = ", training rows" if of == "ids" else ""
+    caption = f"Skew: the share of {held} that the most frequent {of} hold{rows}."
+    return Picture(svg, alt + ".", caption, curves, command)
 
 
 _STAGE = {"all": "#2f7fd1", "emb": "#2a9d6c", "aux": "#d9772b"}

@@ -43,7 +43,7 @@ def files(profile: str, only=None) -> list[Path]:
     return [p for p in found if not only or p.stem in only]
 
 
-ORDER = ("dlrm", "model_impact", "dimension_impact", "ablations")      # later ones use rows of earlier ones
+ORDER = ("dlrm", "model_impact", "dimension_impact", "ablations", "rag")      # later ones use rows of earlier ones
 
 
 def notebook(path: Path) -> str:
@@ -71,6 +71,12 @@ def measure(path, *, processes: int | None = None, progress: bool | None = None)
         settings["processes"] = processes
     if notebook(path) == "ablations":
         return ablations.run(**settings, progress=progress)
+    if notebook(path) == "rag":
+        from ..rag.run import sweep as retrieve            # one process: all questions are searched together
+
+        settings = {k: v for k, v in settings.items() if k != "processes"}
+        return retrieve(settings.pop("dataset"), settings.pop("methods"), settings.pop("budgets"), **settings,
+                        progress=progress)
     rows = sweep(**{_PLURAL.get(k, k): v for k, v in settings.items()}, progress=progress)
     if notebook(path) == "dlrm":
         yardsticks(settings["dataset"], section=settings["section"], progress=progress)
@@ -87,7 +93,7 @@ def publish(path) -> list[Path]:
     # ablations prepare the data in several ways, whose names go on after its own
     match = [name for name in store.results(section)["dataset"].unique() if name.startswith(data)]
     written = [store.publish(section, dataset=match or [data])]
-    if notebook(path) != "ablations":                      # those compare with a setting of their own
+    if notebook(path) not in ("ablations", "rag"):         # the first compare with a setting of their own
         with contextlib.suppress(CellError):               # without Full there is nothing to compare
             written.append(publish_contrasts(section))
     return written
