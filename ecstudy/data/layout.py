@@ -193,6 +193,17 @@ class Split:
         return len(self.label)
 
 
+def read_meta(folder: Path, form, kind: str, command: str) -> dict:
+    """``meta.json`` of a folder that ``ecstudy <command>`` made; DataError if there is none of this ``form``."""
+    path = folder / "meta.json"
+    if not path.is_file():
+        raise DataError(f"{folder} holds no prepared {kind} (no meta.json); prepare one with `ecstudy {command}`")
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    if meta.get("format") != form:
+        raise DataError(f"{path}: format {meta.get('format')!r}, expected {form!r}; prepare the {kind} again")
+    return meta
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A prepared data set, opened without reading its rows. ``Dataset.open(folder)``."""
@@ -203,13 +214,7 @@ class Dataset:
     @classmethod
     def open(cls, folder) -> "Dataset":
         folder = Path(folder)
-        path = folder / "meta.json"
-        if not path.is_file():
-            raise DataError(f"{folder} holds no prepared data set (no meta.json); prepare one with `ecstudy prep`")
-        meta = json.loads(path.read_text())
-        if meta.get("format") != FORMAT:
-            raise DataError(f"{path}: format {meta.get('format')!r}, expected {FORMAT}; prepare the data again")
-        return cls(folder, meta)
+        return cls(folder, read_meta(folder, FORMAT, "data set", "prep"))
 
     name = property(lambda self: self.meta["name"])
     fields = property(lambda self: self.meta["fields"])

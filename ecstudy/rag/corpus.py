@@ -30,7 +30,7 @@ from typing import Iterable, Iterator, NamedTuple, Sequence
 import numpy as np
 
 from .. import paths
-from ..data.layout import DataError, NpyStream
+from ..data.layout import DataError, NpyStream, read_meta
 
 FORMAT = "passages-1"
 SPLITS = ("train", "test")
@@ -61,6 +61,24 @@ class Question(NamedTuple):
     article: str
 
 
+def check_lists(questions: Sequence[str], passages: Sequence[Sequence[Passage]], scores) -> None:
+    """ValueError unless a reader gets a list of passages, and a score for each, with every question."""
+    if not len(questions) == len(passages) == len(scores):
+        raise ValueError(f"{len(questions)} questions, {len(passages)} lists of passages, {len(scores)} of scores: "
+                         "expected one each")
+    if bad := [i for i, (p, s) in enumerate(zip(passages, scores)) if len(s) < len(p)]:
+        raise ValueError(f"{len(scores[bad[0]])} scores for {len(passages[bad[0]])} passages: expected one each")
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Tells the contents of some files from others, 64 digits."""
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def folder_of(name_or_folder: str | os.PathLike) -> Path:
     """A folder as it is, or ``data/rag/<name>``."""
     text = os.fspath(name_or_folder)
@@ -80,13 +98,7 @@ class Corpus:
     def open(cls, name_or_folder) -> Corpus:
         """Raises DataError if there is no corpus of this form."""
         folder = folder_of(name_or_folder)
-        path = folder / "meta.json"
-        if not path.is_file():
-            raise DataError(f"{folder} holds no prepared corpus (no meta.json); prepare one with `ecstudy rag prep`")
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        if meta.get("format") != FORMAT:
-            raise DataError(f"{path}: format {meta.get('format')!r}, expected {FORMAT!r}; prepare the corpus again")
-        return cls(folder, meta)
+        return cls(folder, read_meta(folder, FORMAT, "corpus", "rag prep"))
 
     name = property(lambda self: self.meta["name"])
     sets = property(lambda self: self.meta["sets"])

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..extras import need
 from ..study.progress import bar
-from .corpus import Passage
+from .corpus import Passage, check_lists, digest_of
 from .reader import choose, quiet
 
 KINDS = ("rag_sequence", "rag_token", "seq2seq")
@@ -133,11 +133,8 @@ class GeneratorReader:
             c = model.config
             defaults = dict(form=f"{{title}}{c.title_sep}{{text}}{c.doc_sep}{{question}}",
                             length=c.max_combined_length, prefix=c.generator.to_dict().get("prefix") or "")
-        identity = hashlib.sha256()
-        for path in weights:
-            with open(path, "rb") as file:
-                identity.update(hashlib.file_digest(file, "sha256").digest())
-        return cls(model, tokenizer, kind, identity=f"{identity.hexdigest()[:16]}-{dtype}", **{**defaults, **options})
+        identity = f"{digest_of(weights)[:16]}-{dtype}"
+        return cls(model, tokenizer, kind, identity=identity, **{**defaults, **options})
 
     @property
     def fingerprint(self) -> str:
@@ -151,13 +148,9 @@ class GeneratorReader:
         Raises
         ------
         ValueError
-            If questions, passages and scores are not of one length.
+            As :func:`ecstudy.rag.corpus.check_lists` says.
         """
-        if not len(questions) == len(passages) == len(scores):
-            raise ValueError(f"{len(questions)} questions, {len(passages)} lists of passages, {len(scores)} of scores: "
-                             "expected one each")
-        if bad := [i for i, (p, s) in enumerate(zip(passages, scores)) if len(s) < len(p)]:
-            raise ValueError(f"{len(scores[bad[0]])} scores for {len(passages[bad[0]])} passages: expected one each")
+        check_lists(questions, passages, scores)
         answers = [""] * len(questions)
         # questions with equally many passages are answered together
         groups: dict[int, list[int]] = {}

@@ -23,7 +23,7 @@ from torch import Tensor
 from .. import paths
 from ..extras import need
 from ..study.progress import bar
-from .corpus import Passage
+from .corpus import Passage, check_lists, digest_of
 from .reader_cache import SpanCache, pair_keys
 from .score import normalise_nq
 
@@ -197,12 +197,9 @@ class SpanReader:
         if found and found.get("format") != FORMAT:
             raise ValueError(f"{path}: format {found.get('format')!r}, expected {FORMAT!r}; train the reader again")
         settings = {**found.get("reading", {}), **options}
-        identity = hashlib.sha256()
-        for name in sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".txt")
-                           or p.name in ("config.json", "tokenizer.json")):
-            with open(folder / name, "rb") as file:
-                identity.update(hashlib.file_digest(file, "sha256").digest())
-        reader = cls(model, tokenizer, device=device, progress=progress, identity=identity.hexdigest()[:16], **settings)
+        identity = digest_of(sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".txt")
+                                    or p.name in ("config.json", "tokenizer.json")))
+        reader = cls(model, tokenizer, device=device, progress=progress, identity=identity[:16], **settings)
         if cache is True:
             cache = paths.runs() / "rag" / f"spans-{reader.pair_fingerprint}.sqlite"
         reader.cache = SpanCache(cache) if cache else None
@@ -224,18 +221,14 @@ class SpanReader:
         Raises
         ------
         ValueError
-            If questions, passages and scores are not of one length.
+            As :func:`ecstudy.rag.corpus.check_lists` says.
         """
-        if not len(questions) == len(passages) == len(scores):
-            raise ValueError(f"{len(questions)} questions, {len(passages)} lists of passages, {len(scores)} of scores: "
-                             "expected one each")
+        check_lists(questions, passages, scores)
         counts = np.array([len(p) for p in passages], dtype=np.int64)
         owner = np.repeat(np.arange(len(questions)), counts)
         texts = [p.joined for found in passages for p in found]
         spans = self.spans([questions[i] for i in owner], texts)
         retrieved = [float(s) for row, n in zip(scores, counts) for s in row[:n]]
-        if len(retrieved) != len(texts):
-            raise ValueError(f"{len(retrieved)} scores for {len(texts)} passages: expected one each")
         answers = [text[a:b] for text, a, b in zip(texts, spans.first, spans.last)]
         return choose(owner, answers, spans.score, np.array(retrieved), len(questions), weight=self.weight,
                       together=self.together)

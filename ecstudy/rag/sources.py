@@ -205,11 +205,8 @@ def _check(path) -> None:
 
 
 def _fingerprint(path) -> dict:
-    digest = hashlib.sha256()
     with open(Path(path).expanduser(), "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return dict(file=Path(path).name, sha256=digest.hexdigest())
+        return dict(file=Path(path).name, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _told(file, tell) -> Iterator[str]:

@@ -36,7 +36,7 @@ from .. import __version__
 from ..data.layout import DataError
 from ..extras import need
 from ..study.progress import bar, duration
-from .corpus import Corpus, Passage, Question
+from .corpus import Corpus, Passage, Question, digest_of
 from .encode import minilm
 from .reader import (DTYPES, FORMAT, SpanReader, Window, autocast, choose, load, padded, quiet, wanted,
                      windows)
@@ -577,12 +577,9 @@ def _dropout(model, share: float) -> None:
 
 def _key(settings: Training, corpus: Corpus) -> dict:
     """What a checkpoint and a finished reader must agree on; the base counts by its weights, not by its place."""
-    base = hashlib.sha256()
-    for file in sorted(Path(settings.base or minilm()).expanduser().glob("*.safetensors")):
-        with open(file, "rb") as opened:
-            base.update(hashlib.file_digest(opened, "sha256").digest())
+    base = digest_of(sorted(Path(settings.base or minilm()).expanduser().glob("*.safetensors")))
     vectors = corpus.encoding["fingerprint"] if (corpus.folder / "vectors.json").is_file() else None
-    return asdict(settings) | dict(base=base.hexdigest()[:16], corpus=corpus.fingerprint, vectors=vectors)
+    return asdict(settings) | dict(base=base[:16], corpus=corpus.fingerprint, vectors=vectors)
 
 
 def _finished(out: Path, key: dict) -> dict:

@@ -15,7 +15,7 @@ import pandas as pd
 from ..registry import get
 from ..spec import parse
 from ..study.statistics import by_spec
-from .figures import _bytes_axes, _bytes_limits, _dots, _end_labels, _lines
+from .figures import _bytes_axes, _bytes_limits, _dots, _end_labels, _lines, frequency
 from .picture import Picture, Table, frame_html, svg_of
 from .style import FULL, INK, drawing, in_order, looks, title
 from .tables import _number, _plus_minus, duration
@@ -226,8 +226,6 @@ def table6(rows: pd.DataFrame, *, command: str = "") -> Table:
 
 def retrieval_skew(counts: dict[str, np.ndarray], *, command: str = "") -> Picture:
     """How unevenly passages are retrieved: ``counts`` gives, by name, how often each passage was among the first."""
-    from .figures import frequency
-
     curves = []
     for name, count in counts.items():
         count = np.sort(np.asarray(count, dtype=np.float64))[::-1]
