@@ -146,9 +146,49 @@ class Codes(nn.Module):
         """Store packed rows ``content [m, width]`` (:func:`pack`) from row ``start`` on."""
         self.bytes[start * self.width:(start + len(content)) * self.width] = content.reshape(-1)
 
+    def write_rows(self, row: Tensor, content: Tensor) -> None:
+        """Store packed rows ``content [m, width]`` at distinct rows ``row [m]``."""
+        self.bytes[:self.rows * self.width].view(self.rows, self.width).index_copy_(0, row, content)
+
     def read(self, row: Tensor) -> Tensor:
         """Codes ``[..., parts]`` of ``row [...]``, of the types of :func:`unpack`."""
         if self.bits in (1, 2, 4, 8):                                    # whole rows, which are gathered faster
             rows = self.bytes[:self.rows * self.width].view(self.rows, self.width)
             return apart(take(rows, row), self.parts, self.bits)
         return unpack(self.bytes, row * self.width, self.parts, self.bits)
+
+
+class Bitstream(nn.Module):
+    """``rows`` rows of ``parts`` codes of ``bits`` bits (1 to 32) end to end: a row may begin within a byte.
+
+    ``rows`` is a multiple of 8, so that what is written begins and ends with a byte.
+    """
+
+    def __init__(self, rows: int, parts: int, bits: int, device=None):
+        super().__init__()
+        if not 1 <= bits <= 32 or parts < 1 or rows % 8:
+            raise ValueError(f"rows={rows}, parts={parts}, bits={bits}: expected a multiple of 8 rows, 1 to 32 bits "
+                             "and at least one part")
+        self.rows, self.parts, self.bits = rows, parts, bits
+        self.register_buffer("bytes", torch.zeros(rows * parts * bits // 8 + WORD - 1, dtype=torch.uint8,
+                                                  device=device))
+
+    def write(self, start: int, codes: Tensor) -> None:
+        """Store ``codes [m, parts]`` from row ``start`` on, a multiple of 8; up to the next one the rest is zero."""
+        eight = codes.new_zeros(-(-len(codes) // 8) * 8, self.parts, dtype=torch.int64)
+        eight[:len(codes)] = codes
+        at = self.bits * torch.arange(8 * self.parts, device=codes.device)               # of a code in its eight rows
+        content = torch.zeros(len(eight) // 8, self.parts * self.bits + WORD, dtype=torch.uint8, device=codes.device)
+        for byte in range(5):                                            # codes meet in bytes, with disjoint bits
+            part = (eight.view(-1, 8 * self.parts) << (at & 7)) >> 8 * byte & 255
+            content.index_add_(1, (at >> 3) + byte, part.to(torch.uint8))
+        first = start * self.parts * self.bits // 8
+        content = content[:, :self.parts * self.bits].reshape(-1)
+        self.bytes[first:first + len(content)] = content
+
+    def read(self, row: Tensor) -> Tensor:
+        """Codes int64 ``[..., parts]`` of ``row [...]``."""
+        at = (row * self.parts)[..., None]
+        at = (at + torch.arange(self.parts, device=row.device)) * self.bits
+        word = take(self.bytes.as_strided((len(self.bytes) - WORD + 1, WORD), (1, 1)), at >> 3).view(torch.int64)
+        return (word[..., 0] >> (at & 7)) & (1 << self.bits) - 1

@@ -468,7 +468,7 @@ class SparseTable(Holder):
             held[start:start + len(row)] = self.index.span(row)[1]
         return held
 
-    def quantised(self, bits):
+    def quantised(self, to):
         table = SparseTable(*self.shape, self.kept, self.form, "meta")
-        table.index, table.values = self.index, self.values.quantised(bits)
+        table.index, table.values = self.index, self.values.quantised(to)
         return table

@@ -43,6 +43,22 @@ def stochastic_round(x: Tensor) -> Tensor:
     return torch.floor(x + torch.rand_like(x))
 
 
+def round_half(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each element to one of its two neighbours in float16 or bfloat16, independently and at random: E[result] = x.
+
+    The bits that are dropped get a random addend, so a carry has the probability of their share. What is beyond the
+    largest number is cut to it; NaN and infinity stay, so that a diverged training is seen.
+    """
+    drop = 13 if dtype == torch.float16 else 16
+    top = torch.finfo(dtype).max
+    inside, noise = x.clamp(-top, top), torch.randint(0, 1 << drop, x.shape, dtype=torch.int32, device=x.device)
+    out = ((inside.view(torch.int32) + noise) & -(1 << drop)).view(torch.float32)
+    if dtype == torch.float16:                       # below 2^-14 its numbers stand 2^-24 apart
+        steps = torch.floor(inside * 2 ** 24 + noise * 2 ** -13) * 2 ** -24
+        out = torch.where(inside.abs() < 2 ** -14, steps, out)
+    return torch.where(x.isfinite(), out, x).to(dtype)
+
+
 class Fused(dict):
     """What ``torch.compile`` made of a module's functions, by name. It is bound to that module: copies start empty."""
 
@@ -81,9 +97,53 @@ class Holder(nn.Module):
     def write(self, index: Tensor, rows: Tensor) -> None:
         raise NotImplementedError
 
-    def quantised(self, bits: int, **options) -> Holder:
-        """The same vectors in ``bits`` bits each; a holder that cannot says so."""
+    def quantised(self, to: int | torch.dtype) -> Holder:
+        """The same vectors in integers of ``to`` bits, or in a shorter float type; a holder that cannot says so."""
         raise TypeError(f"{type(self).__name__} is already quantised")
+
+
+class Decoded(Holder):
+    """A table kept in another form than float32: a step decodes the distinct rows of the batch into leaves, the
+    optimiser moves these, and :meth:`write` rounds them back. There is no float copy of the table."""
+
+    def __init__(self):
+        super().__init__()
+        self._leaves: list[tuple[Tensor, Tensor]] = []
+
+    def gather(self, index):
+        if not (self.training and torch.is_grad_enabled()):
+            return self.read(index)
+        unique, inverse = torch.unique(index, return_inverse=True)
+        rows = self.read(unique).requires_grad_()
+        self._leaves.append((unique, rows))
+        return F.embedding(inverse, rows)
+
+    def touched(self):
+        parts = [(index, rows.grad) for index, rows in self._leaves if rows.grad is not None]
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        return coalesce(torch.cat([index for index, _ in parts]), torch.cat([grad for _, grad in parts]))
+
+    def leaves(self):
+        return [rows for _, rows in self._leaves]
+
+    def forget(self):
+        self._leaves.clear()
+
+    def fill(self, bound: float, block: int = 1 << 16) -> None:
+        """Initial values from U(-bound, bound), rounded as a step rounds them."""
+        for start in range(0, self.shape[0], block):
+            index = torch.arange(start, min(start + block, self.shape[0]))
+            self.write(index, torch.empty(len(index), self.shape[1]).uniform_(-bound, bound))
+
+    def encode(self, rows, block: int = 1 << 16) -> None:
+        """Round a matrix [rows, width] to the nearest values, block by block (post-training)."""
+        for start in range(0, len(rows), block):
+            self.put(start, as_rows(rows, start, block))
+
+    def put(self, start: int, rows: Tensor) -> None:
+        """Round rows [start, start + len(rows)) to the nearest values."""
+        raise NotImplementedError
 
 
 class FloatTable(Holder):
@@ -131,8 +191,15 @@ class FloatTable(Holder):
         for start in range(0, len(rows), block):
             self.weight.detach()[start:start + block] = as_rows(rows, start, block).to(self.weight.device)
 
-    def quantised(self, bits, scale="row"):
-        table = IntTable(*self.shape, bits=bits, scale=scale, device=self.weight.device)
+    def quantised(self, to):
+        device = self.weight.device
+        if isinstance(to, torch.dtype):
+            table = HalfTable(*self.shape, dtype=to, device=device)
+        elif to in IntTable.DTYPES:
+            table = IntTable(*self.shape, bits=to, scale="row", device=device)
+        else:
+            from .rowwise import RowTable                            # it packs codes, which reads this file
+            table = RowTable(*self.shape, to, device=device)
         if not self.weight.is_meta:
             table.encode(self.weight.detach())
         return table
@@ -194,14 +261,77 @@ class FloatArray(Holder):
     leaves, forget = FloatTable.leaves, FloatTable.forget
     read, write = FloatTable.read, FloatTable.write
 
-    def quantised(self, bits):
-        array = IntArray(self.shape[0], bits=bits, device=self.weight.device)
+    def quantised(self, to):
+        device = self.weight.device
+        if isinstance(to, torch.dtype):
+            array = HalfArray(*self.shape, dtype=to, device=device)
+        elif to in IntTable.DTYPES:
+            array = IntArray(*self.shape, bits=to, device=device)
+        else:
+            from .rowwise import PackedArray
+            array = PackedArray(*self.shape, to, device=device)
         if not self.weight.is_meta:
             array.encode(self.weight.detach())
         return array
 
 
-class IntTable(Holder):
+class HalfTable(Decoded):
+    """``rows x width`` numbers of 16 bits, ``dtype`` float16 or bfloat16.
+
+    Parameters
+    ----------
+    stochastic:
+        Round what a step writes at random (:func:`round_half`); otherwise to the nearest number.
+    bound:
+        Initial values are drawn from U(-bound, bound); 0 leaves the table empty.
+    """
+
+    def __init__(self, rows: int, width: int, *, dtype: torch.dtype = torch.float16, stochastic: bool = True,
+                 bound: float = 0.0, device=None):
+        super().__init__()
+        self.shape, self.stochastic = (rows, width), stochastic
+        self.register_buffer("weight", torch.empty(rows, width, dtype=dtype, device=device))
+        if self.weight.is_meta:
+            return
+        self.fill(bound) if bound else self.weight.zero_()
+
+    def read(self, index):
+        return take(self.weight, index).float()
+
+    def write(self, index, rows):
+        dtype = self.weight.dtype
+        self.weight.index_copy_(0, index, round_half(rows, dtype) if self.stochastic else rows.to(dtype))
+
+    def put(self, start, rows):
+        top = torch.finfo(self.weight.dtype).max
+        self.weight[start:start + len(rows)] = rows.clamp(-top, top)
+
+    quantised = FloatTable.quantised
+
+
+class HalfArray(Holder):
+    """A :class:`FloatArray` in ``dtype`` float16 or bfloat16, for serving."""
+
+    def __init__(self, length: int, *, dtype: torch.dtype = torch.float16, device=None):
+        super().__init__()
+        self.shape = (length,)
+        self.register_buffer("weight", torch.zeros(length, dtype=dtype, device=device))
+
+    def encode(self, weight: Tensor) -> None:
+        top = torch.finfo(self.weight.dtype).max
+        self.weight.copy_(weight.clamp(-top, top))
+
+    def gather(self, index):
+        return take(self.weight, index).float()
+
+    def blocks(self, start, length):
+        windows = self.weight.as_strided((self.weight.numel() - length + 1, length), (1, 1))
+        return take(windows, start).float()
+
+    quantised = FloatArray.quantised
+
+
+class IntTable(Decoded):
     """``rows x width`` signed integers of 8 or 16 bits; value = code * scale.
 
     Parameters
@@ -213,9 +343,7 @@ class IntTable(Holder):
     bound:
         Initial values are drawn from U(-bound, bound) and rounded stochastically; 0 leaves the table empty.
 
-    Trains in integers: the forward pass decodes the distinct rows of the batch into a leaf, the optimiser updates
-    that leaf in float32 and :meth:`write` rounds it back, each element with its own random number. There is no float
-    copy of the table.
+    Trains in integers: :meth:`write` rounds back, each element with its own random number.
     """
 
     DTYPES = {8: torch.int8, 16: torch.int16}
@@ -235,31 +363,8 @@ class IntTable(Holder):
             self.register_buffer("scale", torch.zeros(rows, 1, dtype=torch.bfloat16, device=device))
         elif scale == "dim":
             self.register_buffer("scale", torch.full((width,), first, device=device))
-        self._leaves: list[tuple[Tensor, Tensor]] = []
         if bound and not self.codes.is_meta:
-            for start in range(0, rows, 1 << 16):
-                index = torch.arange(start, min(start + (1 << 16), rows))
-                self.write(index, torch.empty(len(index), width).uniform_(-bound, bound))
-
-    def gather(self, index):
-        if not (self.training and torch.is_grad_enabled()):
-            return self.read(index)
-        unique, inverse = torch.unique(index, return_inverse=True)
-        rows = self.read(unique).requires_grad_()
-        self._leaves.append((unique, rows))
-        return F.embedding(inverse, rows)
-
-    def touched(self):
-        parts = [(index, rows.grad) for index, rows in self._leaves if rows.grad is not None]
-        if len(parts) < 2:
-            return parts[0] if parts else None
-        return coalesce(torch.cat([index for index, _ in parts]), torch.cat([grad for _, grad in parts]))
-
-    def leaves(self):
-        return [rows for _, rows in self._leaves]
-
-    def forget(self):
-        self._leaves.clear()
+            self.fill(bound)
 
     def read(self, index):
         codes = take(self.codes, index).float()
@@ -269,11 +374,6 @@ class IntTable(Holder):
 
     def write(self, index, rows):
         self._store(index, rows, stochastic_round)
-
-    def encode(self, rows, block: int = 1 << 16) -> None:
-        """Round a matrix [rows, width] to the nearest codes, block by block (post-training)."""
-        for start in range(0, len(rows), block):
-            self.put(start, as_rows(rows, start, block))
 
     def put(self, start: int, rows: Tensor) -> None:
         """Round rows [start, start + len(rows)) to the nearest codes."""

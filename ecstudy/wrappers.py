@@ -1,26 +1,33 @@
 """What may follow a method in a spec: ``"compo|int8"`` quantises whatever the method deploys.
 
 The method trains as it is; when it is deployed every holder of vectors is replaced by its quantised form, rounded to
-nearest (:meth:`ecstudy.tables.Holder.quantised`). Tables take one bfloat16 scale per row, arrays one scale.
+nearest (:meth:`ecstudy.tables.Holder.quantised`):
+
+- ``|int8``, ``|int16``: tables take one bfloat16 scale per row, arrays one scale;
+- ``|int4``, ``|int2``: packed codes. Rows of tables, and every 64 values of arrays, take a range found by greedy
+  search, two float16 (:mod:`ecstudy.rowwise`), which costs a row 4 bytes: with few numbers per row nothing is saved;
+- ``|fp16``, ``|bf16``: the same numbers in 16 bits.
+
 A wrapper that saves no bytes is a mistake and refused when the size is solved (:mod:`ecstudy.budget`).
 """
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from .method import Method
 from .spec import Part, SpecError
 from .tables import Holder
 
-BITS = {"int8": 8, "int16": 16}
+FORMS = {"int8": 8, "int16": 16, "int4": 4, "int2": 2, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Quantised(Method):
-    """``inner`` with its deployed vectors in integers of ``bits`` bits."""
+    """``inner`` with its deployed vectors in one of the :data:`FORMS`."""
 
-    def __init__(self, inner: Method, bits: int):
+    def __init__(self, inner: Method, form: str):
         super().__init__(inner.fields, inner.dim)
-        self.inner, self.bits = inner, bits
+        self.inner, self.form = inner, form
         for name in ("knob", "family", "aware", "paper", "needs_counts"):
             setattr(self, name, getattr(inner, name))
         if self.knob:
@@ -53,24 +60,24 @@ class Quantised(Method):
 
     def deploy(self):
         if not self.deployed:
-            quantise(self.inner.deploy(), self.bits)
+            quantise(self.inner.deploy(), self.form)
         return super().deploy()
 
 
-def quantise(module: nn.Module, bits: int) -> None:
+def quantise(module: nn.Module, form: str) -> None:
     """Replace the outermost holders under ``module`` by their quantised form."""
     for name, child in module.named_children():
         if isinstance(child, Holder):
             try:
-                setattr(module, name, child.quantised(bits))
+                setattr(module, name, child.quantised(FORMS[form]))
             except TypeError as error:
-                raise SpecError(f"|int{bits}: {error}") from None
+                raise SpecError(f"|{form}: {error}") from None
         else:
-            quantise(child, bits)
+            quantise(child, form)
 
 
 def wrap(method: Method, part: Part) -> Method:
     """Apply one wrapper of a spec."""
-    if part.name not in BITS or part.options:
-        raise SpecError(f"no wrapper {part}; known wrappers: {', '.join(BITS)}")
-    return Quantised(method, BITS[part.name])
+    if part.name not in FORMS or part.options:
+        raise SpecError(f"no wrapper {part}; known wrappers: {', '.join(FORMS)}")
+    return Quantised(method, part.name)
