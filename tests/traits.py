@@ -26,13 +26,21 @@ TRAITS = {
     "top_k": dict(learns=1.0),                            # half the ids share four rows
     "compo": dict(every_value=0.0),                       # fields left whole mask their partner
     "robe": dict(every_row=0.4),                          # hashed blocks leave gaps, but not many
+    "double_hash": dict(every_row=0.85),
+    "unified": dict(every_row=0.55),
     "int_quant": dict(wrappable=False),
     "alpt": dict(wrappable=False, budget=0.6),
     "mde": dict(single="(top=2)", exact=False),           # one field is the smallest one: top is its width
     "deeplight": dict(prunes=True),
     "autosrh": dict(prunes=True),
+    "mag_prune": dict(prunes=True),
+    "pep": dict(prunes=True),
     "auto_dim": dict(selects=True, shape_by_knob=False),
     "opt_embed": dict(selects=True, shape_by_knob=False),
+    "ada_embed": dict(every_row=0.98),                    # slot 0 is what pruned ids read: zeros that never move
+    "fiited": dict(every_row=0.98),
+    "sseds": dict(selects=True, shape_by_knob=False),
+    "ham": dict(selects=True, shape_by_knob=False),
     "dedup": dict(merges=True),
     "dpq": dict(every_row=0.4),                           # centroids that no id chose have no gradient
     "dhe": dict(budget=1.0, options="(hashes=64)", single="(hashes=64)", exact=False, same_knob=True,
