@@ -133,6 +133,14 @@ def test_autosrh_fine_tunes_what_is_left(small):
     assert run.evaluate(run.valid) == before
 
 
+def test_a_network_that_says_the_same_of_all_rows_stops_early(small):
+    run = make_run(small, max_epochs=30, patience=4, evals_per_epoch=2)
+    for parameter in run.head.parameters():
+        parameter.requires_grad_(False).zero_()
+    run.go()
+    assert run.best == 0.5 and run.steps == 5 * (run.steps_per_epoch // 2)
+
+
 def test_early_stopping_restores_the_best_state(small):
     run = make_run(small, lr=0.03, max_epochs=30, patience=4)
     seen = []

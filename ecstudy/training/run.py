@@ -27,7 +27,7 @@ class Settings:
     """How to train: the study's protocol (paper, section 5.1.3; selection on validation rows only).
 
     ``evals_per_epoch`` evaluations per epoch; a stage stops after ``patience`` of them without improvement (ties count
-    as improvement) or after ``max_epochs``.
+    as improvement, except at an AUC of one half) or after ``max_epochs``.
 
     ``schedule`` of the learning rate within a stage: ``constant`` (the study), ``plateau`` (a tenth after every
     ``patience / 2`` evaluations without improvement) or ``cosine`` (to zero at ``max_epochs``). ``select`` is the split
@@ -48,6 +48,7 @@ class Settings:
 # Settings that came later enter identities only where they differ from their default: those of before stay the same.
 LATER = {f.name: f.default for f in fields(Settings) if f.name in ("schedule", "select")}
 EVALUATION_BATCH = 8192
+CHANCE = 0.5
 
 
 class Run:
@@ -109,7 +110,8 @@ class Run:
             self._last, self._split = self.batch(step.split), step.split
         ids, dense, label = self._last
         self.optimizers.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(self.head(self.emb(ids), dense, ids), label)
+        logit = self.head(self.emb(ids), dense, ids)
+        self._logit, loss = logit.detach(), F.binary_cross_entropy_with_logits(logit, label)
         if step.penalty is not None:
             loss = loss + step.penalty()
         if self.group is not None:                   # so that the gradients of all processes add up
@@ -125,8 +127,12 @@ class Run:
             self.optimizers.step()
         self.steps += not step.again                 # a second look at a batch belongs to the same step
 
+    def losses(self) -> Tensor:
+        """Loss of each row of the last batch [B], without gradients: what a policy is rewarded by."""
+        return F.binary_cross_entropy_with_logits(self._logit, self._last[2], reduction="none")
+
     def fit(self, stage: str, *, ready: Callable[[], bool] | None = None, fresh: bool = True,
-            carry: bool = False, shared: str | None = None) -> Iterator[Step]:
+            carry: bool = False, shared: str | None = None, until: Callable[[], bool] | None = None) -> Iterator[Step]:
         """Yield training steps until validation stops improving, then restore the best state.
 
         Parameters
@@ -138,6 +144,7 @@ class Run:
         shared: a label; stages of the same label, data, model, dimension, seed and settings are trained once and
             reused by all budgets (their recorded seconds count). ``"full"`` is the plain training of a full table,
             common to all methods that begin with it; other labels name the method, its options and the stage.
+        until: the stage ends after the step at which this holds, as it stands then: validation is not asked.
         """
         carry = carry or shared == "full"            # whoever reuses the stage may go on with its optimiser
         if fresh:
@@ -149,7 +156,7 @@ class Run:
         every = max(1, self.steps_per_epoch // self.settings.evals_per_epoch)
         total = max(1, round(self.steps_per_epoch * self.settings.max_epochs))
         best, state, waited, step = -1.0, None, 0, 0
-        if self.steps and (ready is None or ready()):         # a later stage never ends worse than it began
+        if self.steps and until is None and (ready is None or ready()):  # a later stage never ends worse than it began
             best, state = self.evaluate(self.judge), self._snapshot(carry)
         self._training()
         while True:
@@ -157,12 +164,17 @@ class Run:
             step += 1
             if self.settings.schedule == "cosine":
                 self.optimizers.rate(self.settings.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
+            if until is not None:
+                if until():
+                    best = self.best
+                    break
+                continue
             if step % every and step < total:
                 continue
             counts = ready is None or ready()
             if counts:
                 value = self.evaluate(self.judge)
-                if value >= best:
+                if value > best or value == best != CHANCE:      # a dead network repeats one half for ever
                     best, waited, state = value, 0, self._snapshot(carry)
                 else:
                     waited += 1
@@ -174,7 +186,10 @@ class Run:
             # a stage that never became ready goes on past max_epochs until it is
             if counts and (waited >= self.settings.patience or step >= total):
                 break
-        self._restore(state)
+        if until is None:
+            self._restore(state)
+        elif shared:
+            state = self._snapshot(carry)
         self.training_bytes = max(self.training_bytes, self.emb.training_bytes())
         self.best = best
         self.stage_seconds[stage] = time.perf_counter() - started
@@ -258,6 +273,11 @@ class Run:
         with need("safetensors", "save").safe_open(str(path), "pt", device=str(self.device)) as file:
             meta = json.loads(file.metadata()["run"])
             state = {name: file.get_tensor(name) for name in file.keys()}
+        shapes = {f"{part}.{name}": tensor.shape for part, module in (("emb", self.emb), ("head", self.head))
+                  for name, tensor in module.state_dict().items()}
+        stale = any(shapes.get(name, tensor.shape) != tensor.shape for name, tensor in state.items())
+        if stale if self.group is None else not self.group.all(not stale):     # written by another version of the method
+            return False
         self._restore(state)
         self.steps += meta["steps"]
         self.stage_seconds[stage], self.best = meta["seconds"], meta["best"]

@@ -23,7 +23,7 @@ class FakeRun:
         self.settings = Settings()
         self.stages: list[dict] = []
 
-    def fit(self, stage: str, *, ready=None, fresh=True, carry=False, shared=None) -> Iterator[Step]:
+    def fit(self, stage: str, *, ready=None, fresh=True, carry=False, shared=None, until=None) -> Iterator[Step]:
         self.stages.append(dict(stage=stage, gated=ready is not None, fresh=fresh, shared=shared))
         for step in range(self.most):
             yield Step(stage=stage)
