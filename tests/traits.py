@@ -12,6 +12,7 @@ PLAIN = dict(
     every_value=0.99,       # share of the gradient's values that are not zero
     learns=0.9,             # loss after 60 steps over the first, at most
     exact=True,             # deployment changes no bit of what is looked up (else: a tolerance of rounding)
+    rounds=0.0,             # deployment rounds values: the most it may move one, as a share of the largest
     prunes=False,           # deployment zeroes values
     selects=False,          # deployment of what was never searched picks an architecture: other vectors, no promise
     merges=False,           # deployment gives ids the vectors of others
@@ -28,7 +29,10 @@ TRAITS = {
     "robe": dict(every_row=0.4),                          # hashed blocks leave gaps, but not many
     "double_hash": dict(every_row=0.85),
     "unified": dict(every_row=0.55),
+    "cafe": dict(every_row=0.6),                          # rows of hot ids wait for an owner
     "int_quant": dict(wrappable=False),
+    "post4bits": dict(rounds=1 / 60, wrappable=False),
+    "mixed_prec": dict(wrappable=False),
     "alpt": dict(wrappable=False, budget=0.6),
     "mde": dict(single="(top=2)", exact=False),           # one field is the smallest one: top is its width
     "deeplight": dict(prunes=True),
@@ -37,13 +41,17 @@ TRAITS = {
     "pep": dict(prunes=True),
     "auto_dim": dict(selects=True, shape_by_knob=False),
     "opt_embed": dict(selects=True, shape_by_knob=False),
+    "nis": dict(selects=True, shape_by_knob=False),
+    "amtl": dict(selects=True, shape_by_knob=False),
+    "auto_emb": dict(selects=True, shape_by_knob=False),
+    "esapn": dict(every_value=0.06, shape_by_knob=False),     # 2 of 30 numbers of a row are in use at first
     "ada_embed": dict(every_row=0.98),                    # slot 0 is what pruned ids read: zeros that never move
     "fiited": dict(every_row=0.98),
     "sseds": dict(selects=True, shape_by_knob=False),
     "ham": dict(selects=True, shape_by_knob=False),
     "dedup": dict(merges=True),
     "dpq": dict(every_row=0.4),                           # centroids that no id chose have no gradient
-    "cce": dict(every_row=0.95),                          # hashed pointers leave gaps, but few
+    "cce": dict(every_row=0.85),                          # hashed pointers leave gaps, but few
     "dhe": dict(budget=1.0, options="(hashes=64)", single="(hashes=64)", exact=False, same_knob=True,
                 step_sizes=(5000, 5000),                      # as many networks with tenfold rows
                 full_size_budget=0.001, step_mib=128),        # an id of the batch becomes 1,024 numbers

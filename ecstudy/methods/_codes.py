@@ -3,15 +3,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..fields import derived
 from ..memory import memory
-from ..method import Method
 from ..packed import Marks, PackedCodes
 from ..ragged import PerField
 from ..tables import FloatTable, as_rows, take
 from ._nearest import Tiles, augmented, codes_of, lloyd, scoring
+from ._pointed import Pointed, picked
 
 SAMPLE = 128                           # rows per centroid that k-means learns from
 MOMENTUM = 0.1                         # of the running statistics, as usual in batch normalisation
@@ -35,14 +34,13 @@ class _StraightThrough(torch.autograd.Function):
         return grad + query_pull, centroid_pull, None, None, None
 
 
-class Coded(Method):
+class Coded(Pointed):
     """Fields that gain by it hold codes into ``high`` centroids per part, the others a plain table.
 
     All but the share ``top`` of a field's ids, the most frequent, may use the first ``low`` centroids only.
     """
 
     knob = "parts"
-    family = "inter-feature"
     group = "product quantisation"
 
     def __init__(self, fields, dim, parts, high, low, *, top=0.0, counts=None, dot=False, beta=0.0, normalise=False,
@@ -69,24 +67,18 @@ class Coded(Method):
             return stored + 4 * high * dim
 
         gains = np.array([coded_bytes(n, m) < 4 * n * dim for n, m in zip(size.tolist(), often.tolist())])
-        coded, whole = np.flatnonzero(gains), np.flatnonzero(~gains)
-        self.rows, self.often = int(size[coded].sum()), int(often[coded].sum())
-        derived(self, "coded", coded)
-        derived(self, "whole", whole)
-        derived(self, "order", np.argsort(np.concatenate([coded, whole])))
-        derived(self, "start", np.cumsum(size[coded]) - size[coded])
-        derived(self, "whole_start", np.cumsum(size[whole]) - size[whole])
-
+        self._lay_out(gains)
+        coded, self.rows, self.often = self.coded.tolist(), self.numbers, int(often[gains].sum())
         bound = fields.bound()
         self.marks = Marks(self.rows) if self.often else None            # the frequent ids
-        self.table = FloatTable(int(size[whole].sum()), dim, bound) if len(whole) else None
+        self.table = self._plain()
         self.centroids = self.codes = None
         if len(coded):
             self.centroids = FloatTable(len(coded) * self.parts * high, self.width, bound)
             self._auxiliary(bound)
         if self.marks is not None and counts is not None:
             chosen = []
-            for f, start in zip(coded.tolist(), self.start.tolist()):    # exactly so many, ties to the lower id
+            for f, start in zip(coded, self.start.tolist()):             # exactly so many, ties to the lower id
                 mine = counts[fields.offset[f]:fields.offset[f] + fields.sizes[f]]
                 order = torch.sort(mine, descending=True, stable=True).indices[:often[f]]
                 chosen.append(order.sort().values + start)
@@ -118,11 +110,8 @@ class Coded(Method):
 
     def encode(self, ids):
         """Rows (after deployment centroids) of the coded fields, and rows of the fields left whole."""
-        whole = ids.index_select(1, self.whole) + self.whole_start if self.table is not None else None
-        if self.centroids is None:
-            return None, whole
-        row = ids.index_select(1, self.coded) + self.start
-        return (self._centroid(row) if self.deployed else row), whole
+        row, whole = self._numbered(ids)
+        return (self._centroid(row) if self.deployed and row is not None else row), whole
 
     def _centroid(self, row):
         """Centroids ``[B, Fc, parts]`` that the stored codes of ``row [B, Fc]`` name."""
@@ -163,13 +152,13 @@ class Coded(Method):
         code, whole = codes
         whole = self.table.gather(whole) if whole is not None else None
         if code is None:
-            return whole
+            return self._joined(None, whole)
         if self.deployed:
             out = self.centroids.gather(code).flatten(-2)
         else:
             per = PerField(code, self.start)
             out = take(self._value(per), per.inverse)
-        return out if whole is None else torch.cat([out, whole], 1).index_select(1, self.order)
+        return self._joined(out, whole)
 
     def _value(self, per):
         """What the distinct ids of a batch stand for at present ``[U, D]``."""
@@ -296,13 +285,10 @@ class Coded(Method):
             super().fit(rows)
         self.normalise = False
         offset, size = self.fields.offset.tolist(), self.fields.sizes
-        if self.table is not None:
-            for f, first in zip(self.whole.tolist(), self.whole_start.tolist()):
-                self.table.weight.detach()[first:first + size[f]] = as_rows(rows, offset[f], size[f])
+        self._fill_plain(rows)
         for f, (field, first) in enumerate(zip(self.coded.tolist(), self.start.tolist())):
             row, weight = self._sample(first, size[field], field)
-            index = (row - first + offset[field]).cpu()
-            x = as_rows(rows[index if isinstance(rows, Tensor) else index.numpy()], 0, len(index)).to(row.device)
+            x = picked(rows, row - first + offset[field])
             centroid = lloyd(x.view(-1, self.parts, self.width), self._rare(row), weight, self.k, self.low)
             place = f * self.parts * self.k
             self.centroids.weight.detach()[place:place + self.parts * self.k] = centroid.flatten(0, 1)
