@@ -72,8 +72,54 @@ def test_the_table_of_the_paper_is_whole():
     assert (paper["em"] <= 41.14).all()
 
 
+def curves(name, first):
+    """Ten passages, 100 retrievals: the first holds ``first`` of them, the rest is even; and by chance."""
+    parts = []
+    for order, share in (("found", first), ("by chance", 0.1)):
+        held = np.r_[share, np.full(9, (1 - share) / 9)].cumsum()
+        parts.append(pd.DataFrame(dict(dataset=name, order=order, passages=10, retrievals=100, found=10,
+                                       id_share=np.arange(1, 11) / 10, occurrence_share=held)))
+    return pd.concat(parts, ignore_index=True)
+
+
 def test_skew_of_retrieval():
-    picture = report.retrieval_skew({"even": np.ones(1000), "one": np.eye(1, 1000)[0]})
-    assert "even 1 %" in picture.alt and "one 100 %" in picture.alt and "passages" in picture.alt
-    with pytest.raises(ValueError, match="nothing was retrieved"):
-        report.retrieval_skew({"none": np.zeros(5)})
+    picture = report.retrieval_skew(pd.concat([curves("a/x", 0.73), curves("b/y", 0.1)]))
+    assert "a/x: 100 retrievals of 10 passages, a tenth of the passages holds 73 % found, 10 % by chance" in picture.alt
+    assert "b/y: 100 retrievals of 10 passages, a tenth of the passages holds 10 % found" in picture.caption
+    with pytest.raises(ValueError, match="no curves"):
+        report.retrieval_skew(curves("a", 0.1)[:0])
+
+
+def test_gains_of_a_split_count_what_is_decided():
+    line = dict(against="norms", dataset="a/x", spec="mag_pq", measure="em")
+    table = pd.DataFrame([line | dict(budget=0.1, difference=0.02, low=0.01, high=0.03),
+                          line | dict(budget=0.03, difference=0.02, low=-0.01, high=0.05)])
+    picture = report.split_gains(table)
+    assert "Of 2 pairs, splitting by retrievals is better in 1 and worse in 0" in picture.caption
+    assert "MagPQ 10 %" in picture.svg and "MagPQ 3 %" in picture.svg
+    with pytest.raises(ValueError, match="no differences of 'f1'"):
+        report.split_gains(table, "f1")
+
+
+def test_corpus_size_relates_each_corpus_to_its_own_full(rows):
+    small = rows.assign(dataset="part/facts", recall_10=rows["recall_10"] * 1.5)
+    large = rows.assign(settings=json.dumps(dict(asked=400, passages=9000)))
+    small = small.assign(settings=json.dumps(dict(asked=400, passages=900)),
+                         recall_10=small["recall_10"].where(small["method"].ne("prune"), 0.55))
+    picture = report.corpus_size(large, small)
+    # Full .55 and .825; of four cells only prune's share moves: .30/.55 = 54.5 % here, .55/.825 = 66.7 % there
+    assert "From 900 to 9,000 passages uncompressed vectors go from 82.5 to 55.0 %" in picture.caption
+    assert "changes by +0.0 points" in picture.caption
+    with pytest.raises(ValueError, match="method full"):
+        report.corpus_size(large, small[small["method"].ne("full")])
+
+
+def test_each_set_of_questions_gets_its_own_figure(rows):
+    two = pd.concat([rows, rows.assign(dataset="made/other")])
+    shown = report.each(report.quality, two).html
+    assert shown.count("<figure") == 2 and "made/facts" in shown and "made/other" in shown
+    part = two.assign(dataset=two["dataset"].str.replace("made", "part"))
+    two, part = (t.assign(settings=json.dumps(dict(asked=4, passages=9))) for t in (two, part))
+    assert report.each(report.corpus_size, two, small=part).html.count("Hollow: part/") == 2
+    with pytest.raises(ValueError, match="no rows of retrieval"):
+        report.each(report.quality, rows[:0])

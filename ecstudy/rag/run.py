@@ -33,12 +33,15 @@ from ..study.row import CellError, check_budget, check_device, complete, hash_of
 from ..study.sweep import _sized_by_budget, attempt, fill, there
 from .corpus import Corpus, folder_of
 from .generated import PRESETS, TemplateReader, open_generated
+from .popularity import popularity
 from .score import KS, exact, f1, gold_rank, has_answer, recall, rule
 from .search import HOW, search, way
 
 DECODED = 1_024                          # rows of a batch that is timed (Table 6)
 BATCHES = 50
 READERS = ("none", "template")
+WEIGHTS = ("norms", "own", "retrieved")
+SPLIT = "_split"                         # ends the section of runs that differ from others by their weights alone
 
 
 def open_corpus(name_or_folder) -> Corpus:
@@ -113,8 +116,8 @@ class RagCell:
     limit:
         Ask only so many of the questions, drawn by a fixed seed.
     weights:
-        ``norms`` gives methods that group rows the vectors' norms before normalisation, ``own`` leaves them the norms
-        of what is stored.
+        What methods that group rows go by: ``norms`` of the vectors before normalisation, ``own`` those of what is
+        stored, ``retrieved`` one more than how often the questions for training find a passage.
     section, device:
         A label, and where vectors are decoded and scored.
     """
@@ -143,7 +146,7 @@ class RagCell:
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise CellError(f"{name} {value!r}: expected an integer of at least {least}")
         known("judge", self.judge, ("gold", "answer"))
-        known("weights", self.weights, ("norms", "own"))
+        known("weights", self.weights, WEIGHTS)
         if self.how is not None:
             known("way of searching", self.how, HOW)
 
@@ -251,8 +254,10 @@ def _made(cell: RagCell) -> _Made:
     if key not in _last:
         _last.clear()
         corpus = cell.opened
-        groups = hasattr(get(cell.spec.name), "weights")         # others take no weights
-        weights = corpus.norms if groups and cell.weights == "norms" else None
+        weights = None
+        if hasattr(get(cell.spec.name), "weights"):              # others take none
+            weights = corpus.norms if cell.weights == "norms" else \
+                1.0 + popularity(corpus) if cell.weights == "retrieved" else None
         with peak(cell.device) as most:
             start = time.perf_counter()
             emb = compress(corpus.vectors, cell.spec, cell.budget, seed=cell.seed, weights=weights, device=cell.device)
@@ -401,6 +406,11 @@ def contrast(run_id: str, base: str, measure: str = "em") -> dict:
     return dict(difference=float(mean), low=float(mean - half), high=float(mean + half), count=len(difference))
 
 
+def setting(rows: pd.DataFrame, name: str) -> pd.Series:
+    """A setting of each row that has no column of its own."""
+    return rows["settings"].map(lambda text: json.loads(text or "{}").get(name))
+
+
 # -- running ---------------------------------------------------------------------------------------------------------
 
 def evaluate(corpus, method: str, budget: float | int | None = None, *, force: bool = False, progress=None,
@@ -452,7 +462,8 @@ def sweep(corpus, methods, budgets=(None,), *, questions=(None,), seeds=(0,), mi
         rows = store.results(task="rag", spec=[s.canonical for s in specs], seed=seeds,
                              dataset=[f"{name}/{asked or 'all'}" for asked in questions])
         fixed = rows["spec"].isin([s.canonical for s in specs if not _sized_by_budget(s)])
-        return rows[fixed | rows["budget"].isin(budgets)].reset_index(drop=True)
+        alike = setting(rows, "weights").eq(settings.get("weights", "norms"))
+        return rows[(fixed | rows["budget"].isin(budgets)) & alike].reset_index(drop=True)
     settings = _reader(corpus, settings)
     cells = {}
     for seed in seeds:
@@ -466,6 +477,21 @@ def sweep(corpus, methods, budgets=(None,), *, questions=(None,), seeds=(0,), mi
     if missing == "skip":
         return there(cells.values())
     return fill(cells.values(), progress=progress, force=force, fail_fast=fail_fast)
+
+
+def study(dataset, methods, budgets, *, section: str = "rag", small=None, split: Sequence[str] = (),
+          **settings) -> dict[str, pd.DataFrame]:
+    """The grids of one notebook, as :func:`sweep` fills them, by name:
+
+    ``rows``, the corpus; ``small``, the same on a part of it (a corpus by name or folder); ``split``, the methods of
+    ``split`` once more with their rows grouped by how often they are retrieved, in the section ``<section>_split``.
+    ``settings`` go to :func:`sweep`. Grids that are not asked for have no rows.
+    """
+    rows = sweep(dataset, methods, budgets, section=section, **settings)
+    return dict(
+        rows=rows, small=rows[:0] if small is None else sweep(small, methods, budgets, section=section, **settings),
+        split=rows[:0] if not split else sweep(dataset, split, budgets, section=section + SPLIT, weights="retrieved",
+                                               **settings))
 
 
 def _reader(corpus, settings: dict) -> dict:

@@ -7,15 +7,16 @@ from .figures import auc_against_bytes, costs, frequency, timeline
 from .impact import (ablation, ablation_table, allocation, allocation_fields, dimension_gains, dimensions,
                      latency_against_bytes, models, rank_agreement)
 from .picture import Html, Picture, Table
-from .retrieval import quality, recall_curves, retrieval_cells, retrieval_costs, retrieval_skew, table6
+from .retrieval import (corpus_size, each, quality, recall_curves, retrieval_cells, retrieval_costs, retrieval_skew,
+                        split_gains, table6)
 from .significance import contrasts_table, critical_difference, equivalence, learning_rates
 from .stamp import mark, stamp
 from .summary import cells, t_interval
 from .tables import beside_paper, paper_table5, ran, table5
 
 __all__ = ["Html", "Picture", "Table", "ablation", "ablation_table", "allocation", "allocation_fields",
-           "auc_against_bytes", "beside_paper", "cells", "contrasts_table", "costs", "critical_difference",
-           "dataset", "dimension_gains", "dimensions", "equivalence", "explorer", "frequency", "latency_against_bytes",
-           "learning_rates", "mark", "models", "paper_table5", "quality", "ran", "rank_agreement", "recall_curves",
-           "retrieval_cells", "retrieval_costs", "retrieval_skew", "stamp", "t_interval", "table5", "table6",
-           "timeline"]
+           "auc_against_bytes", "beside_paper", "cells", "contrasts_table", "corpus_size", "costs",
+           "critical_difference", "dataset", "dimension_gains", "dimensions", "each", "equivalence", "explorer",
+           "frequency", "latency_against_bytes", "learning_rates", "mark", "models", "paper_table5", "quality", "ran",
+           "rank_agreement", "recall_curves", "retrieval_cells", "retrieval_costs", "retrieval_skew", "split_gains",
+           "stamp", "t_interval", "table5", "table6", "timeline"]

@@ -15,8 +15,8 @@ import pandas as pd
 from ..registry import get
 from ..spec import parse
 from ..study.statistics import by_spec
-from .figures import _bytes_axes, _bytes_limits, _dots, _end_labels, _lines, frequency
-from .picture import Picture, Table, frame_html, svg_of
+from .figures import _bytes_axes, _bytes_limits, _dots, _end_labels, _lines
+from .picture import Html, Picture, Table, frame_html, svg_of
 from .style import FULL, INK, drawing, in_order, looks, title
 from .tables import _number, _plus_minus, duration
 
@@ -148,15 +148,10 @@ def recall_curves(rows: pd.DataFrame, *, command: str = "") -> Picture:
         raise ValueError("rows of Full alone; recall is compared between methods")
     look = looks(by_spec(rows))
     with drawing():
-        import matplotlib.pyplot as plt
         from matplotlib.ticker import NullLocator
 
-        across = min(2, len(budgets))
-        figure, axes = plt.subplots(-(-len(budgets) // across), across, sharey=True, squeeze=False,
-                                    figsize=(3.9 * across, 2.9 * -(-len(budgets) // across)))
-        for ax in axes.flat[len(budgets):]:
-            ax.axis("off")
-        for ax, budget in zip(axes.flat, budgets):
+        figure, axes = _grid(len(budgets), 2, 3.9, 2.9)
+        for ax, budget in zip(axes, budgets):
             own, ends = sized[sized["at"] == budget], []
             for line in own.sort_values("method", key=lambda c: c.map({m: i for i, m in enumerate(in_order(c))})
                                         ).to_dict("records"):
@@ -224,14 +219,151 @@ def table6(rows: pd.DataFrame, *, command: str = "") -> Table:
                  "768, its latencies on a GPU; its cell nearest in size.", rows, command)
 
 
-def retrieval_skew(counts: dict[str, np.ndarray], *, command: str = "") -> Picture:
-    """How unevenly passages are retrieved: ``counts`` gives, by name, how often each passage was among the first."""
-    curves = []
-    for name, count in counts.items():
-        count = np.sort(np.asarray(count, dtype=np.float64))[::-1]
-        if not len(count) or not count.sum():
-            raise ValueError(f"{name}: nothing was retrieved, so there is no share to draw")
-        at = np.unique(np.geomspace(1, len(count), 200).astype(int))
-        curves.append(pd.DataFrame(dict(dataset=name, id_share=at / len(count),
-                                        occurrence_share=count.cumsum()[at - 1] / count.sum())))
-    return frequency(pd.concat(curves, ignore_index=True), command=command, of="passages", held="retrievals")
+_ORDERS = {"found": ("#2f7fd1", "-"), "by other questions": ("#d9772b", (0, (5, 1.6))),
+           "by chance": (INK, (0, (1.5, 1.3)))}
+
+
+def _grid(count: int, across: int, width: float, height: float):
+    """``count`` axes of a figure in rows of ``across``, and the figure."""
+    import matplotlib.pyplot as plt
+
+    across = min(across, count)
+    figure, axes = plt.subplots(-(-count // across), across, sharey=True, squeeze=False,
+                                figsize=(width * across, height * -(-count // across)))
+    for ax in axes.flat[count:]:
+        ax.axis("off")
+    return figure, axes.flat[:count]
+
+
+def retrieval_skew(curves: pd.DataFrame, *, command: str = "") -> Picture:
+    """How unevenly passages are retrieved: ``curves`` of :func:`ecstudy.rag.compare.skew`, a panel per data set."""
+    names = list(dict.fromkeys(curves["dataset"]))
+    if not names:
+        raise ValueError("no curves to draw; ecstudy.rag.compare.skew makes them from the rows of Full")
+    with drawing():
+        from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+        figure, axes = _grid(len(names), 2, 4.1, 3.1)
+        for ax, name in zip(axes, names):
+            own = curves[curves["dataset"] == name]
+            for i, (order, (colour, dash)) in enumerate(_ORDERS.items()):
+                line = own[own["order"] == order]
+                if len(line):
+                    ax.plot(100 * line["id_share"], 100 * line["occurrence_share"], color=colour, ls=dash)
+                    ax.text(0.03, 0.96 - 0.085 * i, order, color=colour, transform=ax.transAxes, va="top", fontsize=9.5)
+            ax.set_xscale("log")
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g} %"))
+            ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+            ax.set_ylim(0, 102)
+            ax.set_title(name)
+        figure.supxlabel("first passages of the order, % of all", color=INK, fontsize=10.5)
+        figure.supylabel("retrievals they hold", color=INK, fontsize=10.5)
+        svg = svg_of(figure)
+    said = "; ".join(_skewed(curves[curves["dataset"] == name], name) for name in names)
+    return Picture(svg, f"Line charts of the share of retrievals that the first passages of an order hold. {said}.",
+                   "Share of all retrievals (ten per question) that the first passages of an order hold. By chance: as "
+                   f"many retrievals spread over all passages alike. {said}.", curves, command)
+
+
+def _skewed(own: pd.DataFrame, name: str) -> str:
+    first = own.iloc[0]
+    text = f"{name}: {first['retrievals']:,.0f} retrievals of {first['passages']:,.0f} passages"
+    shares = []
+    for order in _ORDERS:
+        line = own[own["order"] == order]
+        if len(line):
+            share = 100 * np.interp(0.1, line["id_share"], line["occurrence_share"])
+            shares.append(f"{share:.0f} % {'found' if order == 'found' else order}")
+    return f"{text}, a tenth of the passages holds {', '.join(shares)}"
+
+
+def split_gains(table: pd.DataFrame, measure: str = "em", *, command: str = "") -> Picture:
+    """Rows grouped by how often they are retrieved against the same grouped by norm: differences with intervals.
+
+    ``table`` comes from ``ecstudy.rag.compare.differences(rows, "norms")``.
+    """
+    own = table[table["measure"].eq(measure) & table["against"].eq("norms")]
+    if not len(own):
+        raise ValueError(f"no differences of {measure!r} against norms; run the methods of `split` first")
+    names = sorted(own["dataset"].unique())
+    cells = own[["spec", "budget"]].drop_duplicates().sort_values(["spec", "budget"], ascending=[False, True])
+    place = {cell: y for y, cell in enumerate(cells.itertuples(index=False, name=None))}
+    with drawing():
+        figure, axes = _grid(len(names), 2, 4.1, 0.8 + 0.3 * len(place))
+        for ax, name in zip(axes, names):
+            ax.axvline(0, color=INK, lw=1, ls=(0, (6, 3)))
+            for line in own[own["dataset"] == name].to_dict("records"):
+                y = place[line["spec"], line["budget"]]
+                ax.plot([100 * line["low"], 100 * line["high"]], [y, y], color="#2f7fd1", lw=1.4)
+                ax.plot(100 * line["difference"], y, "o", color="#2f7fd1", ms=6)
+            ax.set_yticks(list(place.values()), [f"{title(parse(s).name)} {100 * b:g} %" for s, b in place])
+            ax.set_ylim(-0.6, len(place) - 0.4)
+            ax.set_title(name)
+        figure.supxlabel(f"{MEASURES[measure]}, points: by retrievals - by norm", color=INK, fontsize=10.5)
+        svg = svg_of(figure)
+    better, worse = int((own["low"] > 0).sum()), int((own["high"] < 0).sum())
+    said = (f"Of {len(own)} pairs, splitting by retrievals is better in {better} and worse in {worse} "
+            f"(95 % intervals over the questions)")
+    return Picture(svg, f"Forest plot of {MEASURES[measure]}: rows split by how often training questions find them, "
+                   f"minus rows split by norm. {said}.", f"{said}.", table, command)
+
+
+def corpus_size(large: pd.DataFrame, small: pd.DataFrame, measure: str = "recall_10", *, command: str = "") -> Picture:
+    """What a larger corpus does: each method's share of the uncompressed vectors' measure in both, by size.
+
+    ``large`` and ``small`` are rows of the same questions in two corpora, one a part of the other.
+    """
+    if measure not in MEASURES:
+        raise ValueError(f"measure {measure!r}: expected one of {', '.join(MEASURES)}")
+    tables = [_done(rows)[0] for rows in (large, small)]
+    full = [t.loc[t["method"] == FULL, measure] for t in tables]
+    if not all(len(f) for f in full):
+        raise ValueError("uncompressed vectors (method full) are missing in one of the corpora; nothing to relate to")
+    sizes = [int(json.loads(rows.loc[rows["status"].eq("ok"), "settings"].iloc[0])["passages"])
+             for rows in (large, small)]
+    both = tables[0].merge(tables[1], on=["method", "budget"], suffixes=("", "_small"))
+    both = both[both["method"].ne(FULL)].dropna(subset=[measure, f"{measure}_small"])
+    if not len(both):
+        raise ValueError("no method and size in both corpora; nothing to compare")
+    both = both.assign(share=100 * both[measure] / full[0].iloc[0],
+                       share_small=100 * both[f"{measure}_small"] / full[1].iloc[0])
+    look, budgets = looks(by_spec(large)), sorted(both["budget"].unique(), reverse=True)
+    count = max(both.groupby("budget").size())
+    with drawing():
+        figure, axes = _grid(len(budgets), 2, 4.1, 0.7 + 0.23 * count)
+        order = in_order(both["method"])
+        for ax, budget in zip(axes, budgets):
+            own = both[both["budget"] == budget].set_index("method")
+            for y, method in enumerate(order[::-1]):
+                if method not in own.index:
+                    continue
+                line, colour = own.loc[method], look[method].color
+                ax.plot([line["share_small"], line["share"]], [y, y], color=colour, lw=1.4, alpha=0.6)
+                ax.plot(line["share_small"], y, "o", color=colour, ms=6, mfc="none")
+                ax.plot(line["share"], y, "o", color=colour, ms=6)
+            ax.set_yticks(range(len(order)), [title(m) for m in order[::-1]], fontsize=9)
+            ax.set_xlim(0, max(104, 1.02 * both[["share", "share_small"]].max().max()))
+            ax.set_title(f"{100 * budget:.3g} % of the memory" if budget <= 1 else f"{budget:,.0f} bytes")
+        figure.supxlabel(f"{MEASURES[measure]}, % of uncompressed vectors'", color=INK, fontsize=10.5)
+        svg = svg_of(figure)
+    loss = round((both["share"] - both["share_small"]).median(), 1) + 0.0        # no minus before a zero
+    said = (f"From {sizes[1]:,} to {sizes[0]:,} passages uncompressed vectors go from {full[1].iloc[0]:.1f} to "
+            f"{full[0].iloc[0]:.1f} %; the median method's share of that changes by {loss:+.1f} points")
+    return Picture(svg, f"Dot plots of {MEASURES[measure]} as a share of Full's, in two corpora. {said}.",
+                   f"{said}. Hollow: {small['dataset'].iloc[0]}; filled: {large['dataset'].iloc[0]}.",
+                   pd.concat([large, small], ignore_index=True), command)
+
+
+def each(draw, rows: pd.DataFrame, **options) -> Html:
+    """A figure or table for every set of questions in ``rows``, one below the other.
+
+    Of an option that holds rows, too, those of the same questions are passed on."""
+    parts = []
+    for name in dict.fromkeys(rows["dataset"]):
+        asked = name.partition("/")[2]
+        own = {k: v[v["dataset"].str.partition("/")[2].eq(asked)] if isinstance(v, pd.DataFrame) else v
+               for k, v in options.items()}
+        parts.append(draw(rows[rows["dataset"] == name], **own)._repr_html_())
+    if not parts:
+        raise ValueError("no rows of retrieval; run `ecstudy rag eval` first")
+    return Html("\n".join(parts))

@@ -1,8 +1,8 @@
-"""The paper's claims (arXiv 2311.15578, sections 5.1 to 5.4) as a literal list, each with a function that decides it.
+"""The paper's claims (arXiv 2311.15578, sections 5.1 to 5.5) as a literal list, each with a function that decides it.
 
 ``CLAIMS`` is the list; ``decide`` reads one frame, :func:`evidence`, whose column ``section`` says what a row is: a
-run (``dlrm``, ``models``, ``dims``, ``ablation``), a module weighed at a log's true field sizes (``weights``), a timed
-look-up at Criteo's size (``lookup``), or statistics of training rows (``data``).
+run (``dlrm``, ``models``, ``dims``, ``ablation``, ``retrieval``), a module weighed at a log's true field sizes
+(``weights``), a timed look-up at Criteo's size (``lookup``), or statistics of training rows (``data``).
 
 Data sets are judged one by one, by the rules of :mod:`.verdicts`. Over all, a claim holds (does not hold) if it does on
 each real data set; where they differ it is undecided. Generated data is shown and never counts.
@@ -19,6 +19,7 @@ import pandas as pd
 
 from .. import paths
 from . import decisions as by
+from . import retrieval_claims as rag
 from .decisions import IMPORTANCE, PAPERS
 from .verdicts import (BUDGETS, CLOSE, DOES_NOT, FULL, HOLDS, RANKS_AGREE, UNDECIDED, UNTESTED, Verdict, name_of,
                        serves, spread)
@@ -101,7 +102,8 @@ def evidence(runs: pd.DataFrame | None = None) -> pd.DataFrame:
     from .store import results
 
     runs = results() if runs is None else runs
-    return pd.concat([part for part in (runs, weights(), _lookups(), _statistics()) if len(part)], ignore_index=True)
+    parts = (runs, weights(), _lookups(), _statistics(), rag.evidence(runs))
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
 def weights() -> pd.DataFrame:
@@ -274,6 +276,26 @@ def _paper_top(pct: float):
     return _logs(lambda log: f"{top(log):+.4f}")
 
 
+def _paper_kept(*cells: tuple[str, float]) -> Callable[[], str]:
+    """Exact match as a share of Full's, of cells of Table 6."""
+    def kept(method, pct):
+        return 100 * _paper_rag(method, pct, "em") / _paper_rag(FULL, 100, "em")
+
+    return lambda: ", ".join(f"{name_of(m)} {pct:g} %: {kept(m, pct):.1f} %" for m, pct in cells)
+
+
+def _paper_decoding(*cells: tuple[str, float]) -> Callable[[], str]:
+    return lambda: ", ".join(f"{name_of(m)} {pct:g} %: {_paper_rag(m, pct, 'decompress_latency_ms_batch1024'):g} ms"
+                             for m, pct in cells)
+
+
+def _paper_rag(method: str, pct: float, column: str) -> float:
+    from ..report.retrieval import PAPER, paper_table6
+
+    own = paper_table6()
+    return float(own.loc[own["method"].eq(PAPER[method]) & own["memory_pct"].eq(pct), column].iloc[0])
+
+
 # -- the list -------------------------------------------------------------------------------------------------------
 
 WHOLE_TABLE_FIRST = ("dedup", "deeplight", "autosrh", "dhe")
@@ -418,6 +440,45 @@ CLAIMS: tuple[Claim, ...] = (
           "ids occur fewer than 5 times.", "section 5.1, frequency figure",
           lambda: "over 95 % and over 80 % on Criteo and Avazu", "data", by.skew, "data.md"),
 )
+
+def _retrieval(number: int, text: str, paper_says, one, because=None) -> Claim:
+    return Claim(f"R{number}", "Retrieval", text, "section 5.5, Table 6", paper_says, rag.SECTION, one,
+                 "notebooks/real/rag.ipynb", because=because)
+
+
+CLAIMS += (
+    _retrieval(1, "Sixteen bits keep exact match: at least 99 % of Full's.", _paper_kept(("int_quant", 50)),
+               rag.keeps([("int_quant", 0.5)], 0.99)),
+    _retrieval(2, "Eight bits cost more than a twentieth of it.", _paper_kept(("int_quant", 25)),
+               rag.keeps([("int_quant", 0.25)], 0.95, False)),
+    _retrieval(3, "Product quantisation keeps more than 80 % at 3 % of the memory.",
+               _paper_kept(("pq", 3.14), ("mag_pq", 2.99)), rag.keeps([("pq", 0.03), ("mag_pq", 0.03)], 0.8)),
+    _retrieval(4, "More centroids for passages of large norm help where memory is least: MagPQ is above PQ at 1.6 %.",
+               _paper_kept(("mag_pq", 1.57), ("pq", 1.58)), rag.gains("mag_pq", 0.016, 0.0)),
+    _retrieval(5, "Grouping by norm does not help a decomposition: MagSVD is at most a point above SVD at 10 %.",
+               _paper_kept(("mag_svd", 10), ("svd", 10)), rag.gains("mag_svd", 0.1, 1.0, False)),
+    _retrieval(6, "A decomposition keeps more than two thirds at a tenth of the memory and less than a quarter at a "
+                  "hundredth.", _paper_kept(("svd", 10), ("svd", 1)),
+               by.both(rag.keeps([("svd", 0.1)], 2 / 3), rag.keeps([("svd", 0.01)], 0.25, False))),
+    _retrieval(7, "Tensor trains and deduplication lose more than a third already at half of the memory.",
+               _paper_kept(("tt_rec", 50), ("dedup", 50)),
+               rag.keeps([("tt_rec", 0.5), ("dedup", 0.5)], 2 / 3, False)),
+    _retrieval(8, "Pruning keeps more than 80 % at half of the memory and less than a half at a tenth.",
+               _paper_kept(("prune", 50), ("prune", 10)),
+               by.both(rag.keeps([("prune", 0.5)], 0.8), rag.keeps([("prune", 0.1)], 0.5, False))),
+    _retrieval(9, "At a hundredth of the memory every method that reaches it keeps less than a fifth.",
+               _paper_kept(*((m, 1) for m in ("tt_rec", "dedup", "svd", "mag_svd", "prune"))),
+               rag.keeps([(m, 0.01) for m in ("tt_rec", "dedup", "svd", "mag_svd", "prune")], 0.2, False)),
+    _retrieval(10, "Tensor trains are the slowest to decode, at half and at a tenth of the memory.",
+               _paper_decoding(("tt_rec", 50), ("tt_rec", 10), ("dedup", 50), ("svd", 10), ("prune", 50)),
+               rag.decodes([("tt_rec", 0.5), ("tt_rec", 0.1)],
+                           [(m, b) for m in ("dedup", "int_quant", "svd", "mag_svd", "prune") for b in (0.5, 0.1)])),
+    _retrieval(11, "A pruned matrix of 0.1 % takes a hundred times as long to decode as one of 10 %.",
+               _paper_decoding(("prune", 0.1), ("prune", 10)), rag.decodes([("prune", 0.001)], [("prune", 0.1)], 100),
+               because=lambda: "positions are found by a bounded search within groups, and not by a pass over all of "
+                               "them for each row"),
+)
+
 
 def claim(number: str) -> Claim:
     """The claim of a number such as ``Q11``. Raises KeyError with the numbers there are."""

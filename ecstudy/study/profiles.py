@@ -72,11 +72,10 @@ def measure(path, *, processes: int | None = None, progress: bool | None = None)
     if notebook(path) == "ablations":
         return ablations.run(**settings, progress=progress)
     if notebook(path) == "rag":
-        from ..rag.run import sweep as retrieve            # one process: all questions are searched together
+        from ..rag.run import study as retrieve            # one process: all questions are searched together
 
         settings = {k: v for k, v in settings.items() if k != "processes"}
-        return retrieve(settings.pop("dataset"), settings.pop("methods"), settings.pop("budgets"), **settings,
-                        progress=progress)
+        return pd.concat(retrieve(**settings, progress=progress).values(), ignore_index=True)
     rows = sweep(**{_PLURAL.get(k, k): v for k, v in settings.items()}, progress=progress)
     if notebook(path) == "dlrm":
         yardsticks(settings["dataset"], section=settings["section"], progress=progress)
@@ -90,10 +89,16 @@ def publish(path) -> list[Path]:
     """
     settings = load(path)
     data, section = settings["dataset"], settings["section"]
+    if notebook(path) == "rag":
+        from ..rag.compare import SPLIT
+        from ..rag.compare import publish as publish_retrieval
+
+        split = [store.publish(section + SPLIT)] if len(store.results(section + SPLIT)) else []
+        return [store.publish(section), *split, *publish_retrieval(section)]
     # ablations prepare the data in several ways, whose names go on after its own
     match = [name for name in store.results(section)["dataset"].unique() if name.startswith(data)]
     written = [store.publish(section, dataset=match or [data])]
-    if notebook(path) not in ("ablations", "rag"):         # the first compare with a setting of their own
+    if notebook(path) != "ablations":                      # which compare with a setting of their own
         with contextlib.suppress(CellError):               # without Full there is nothing to compare
             written.append(publish_contrasts(section))
     return written

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import NamedTuple, Sequence
 
 import numpy as np
@@ -26,9 +27,9 @@ BUDGETS = (0.5, 0.1, 0.01, 0.001)        # the paper's
 
 @dataclass(frozen=True)
 class Verdict:
-    """``ours`` with its 95 % interval [low, high] in ``unit`` (``auc``, ``×``, ``%``, ``τ``), and the figures in words.
+    """``ours`` with its 95 % interval [low, high], and the figures in words.
 
-    ``parts`` has one verdict per data set, where there are several or one that does not count.
+    ``unit`` is ``auc``, ``×``, ``%``, ``share``, ``points`` or ``τ``; ``parts`` has one verdict per data set, where there are several or one that does not count.
     """
 
     verdict: str
@@ -40,11 +41,18 @@ class Verdict:
     parts: dict[str, Verdict] = field(default_factory=dict)
 
 
+class Estimate(NamedTuple):
+    """A figure with a standard error of its own, over questions and not over seeds."""
+
+    mean: float
+    se: float
+
+
 class Item(NamedTuple):
-    """One thing a claim is about: its name and one figure per seed (None: no rows)."""
+    """One thing a claim is about: its name and one figure per seed, or an estimate (None: no rows)."""
 
     name: str
-    values: Sequence[float] | None
+    values: Sequence[float] | Estimate | None
 
 
 def serves(rows: pd.DataFrame, *sections: str) -> pd.DataFrame:
@@ -129,9 +137,12 @@ def cell_name(method: str, budget: float) -> str:
 
 
 def interval(values, level: float = 0.95, single: float = math.nan) -> tuple[float, float, float]:
-    """Mean and t-interval; a lone value has the half width ``single``."""
+    """Mean and t-interval, of an :class:`Estimate` the normal one; a lone value has the half width ``single``."""
     from ..report.summary import t_interval
 
+    if isinstance(values, Estimate):
+        half = NormalDist().inv_cdf((1 + level) / 2) * values.se
+        return values.mean, values.mean - half, values.mean + half
     mean, half = t_interval(values, level)
     half = single if len(values) == 1 else half
     return mean, mean - half, mean + half
@@ -177,6 +188,10 @@ def figure(value: float, low: float = math.nan, high: float = math.nan, unit: st
     if unit == "auc":
         half = (high - low) / 2
         return f"{value:+.4f}" if math.isnan(half) else f"{value:+.4f} ± {half:.4f}"
+    if unit in ("share", "points"):                      # fractions of Full's figure, and differences of such figures
+        text = f"{100 * value:{'.1f' if unit == 'share' else '+.1f'}}"
+        text += "" if math.isnan(low) else f" ± {50 * (high - low):.1f}"
+        return text + (" %" if unit == "share" else " points")
     form = {"×": "{:.3g}×", "%": "{:.4g} %", "τ": "τ = {:.2f}", "ρ": "ρ = {:.2f}", "noise": "{:.4f}"}[unit]
     if math.isnan(low) or low == high:
         return form.format(value)
