@@ -59,6 +59,17 @@ def kth_of(blocks: Callable[[], Iterable[Tensor]], k: int, device="cpu") -> tupl
     return torch.tensor((bin_ << 16) | value, dtype=torch.int32).view(torch.float32).item(), rank
 
 
+def among(size: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
+    """Which of a block of magnitudes ``size [k]`` are among the largest, given what :func:`kth_of` found, bool [k].
+
+    Blocks come in order, and of values equal to the threshold the first win: also the ``ties`` left for later blocks.
+    """
+    keep = size > threshold
+    equal = (size == threshold).nonzero().view(-1)[:ties]
+    keep[equal] = True
+    return keep, ties - len(equal)
+
+
 def largest(weight: Tensor, k: int) -> Tensor:
     """Sorted flat positions [k] of exactly the k largest magnitudes; among equals the first ones win."""
     if k == 0:

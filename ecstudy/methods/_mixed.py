@@ -42,6 +42,8 @@ def layout(rows: Sequence[int], widths: Sequence[int]) -> tuple[list[int], int]:
 class Mixed(nn.Module):
     """``sizes[f]`` rows of ``widths[f]`` numbers, and a matrix ``widths[f] x dim`` for each field narrower than dim.
 
+    A field of width 0 stores nothing and gives zeros.
+
     Parameters
     ----------
     bias:
@@ -74,14 +76,14 @@ class Mixed(nn.Module):
         self.packed = False
         if end and not self.projection.is_meta:
             for part, (w, _) in zip(self.matrices(), self.narrow):
-                nn.init.normal_(part.detach()[:, :w], std=w ** -0.5)
+                nn.init.normal_(part.detach()[:, :w], std=max(w, 1) ** -0.5)
 
     def matrices(self) -> list[Tensor]:
         """The stored matrices by width, ``[fields of that width, width (+ 1), dim]``."""
         if self.projection is None:
             return []
         parts = self.projection.split([(w + self.bias) * count for w, count in self.narrow])
-        return [part.view(count, -1, self.dim) for part, (_, count) in zip(parts, self.narrow)]
+        return [part.view(count, w + self.bias, self.dim) for part, (w, count) in zip(parts, self.narrow)]
 
     def encode(self, ids: Tensor) -> Tensor:
         """ids [B, F] -> where their rows begin: rows of a table in training, numbers of the array once packed."""
@@ -93,7 +95,11 @@ class Mixed(nn.Module):
     def _grouped(self, codes):
         out, matrices = [], self.matrices()
         for number, table in enumerate(self.tables):
-            rows = table.gather(codes.index_select(1, getattr(self, f"members{number}")))            # [B, k, w]
+            members = getattr(self, f"members{number}")
+            if not table.shape[1] and not self.bias:         # nothing is stored of these fields
+                out.append(torch.zeros(len(codes), len(members), self.dim, device=codes.device))
+                continue
+            rows = table.gather(codes.index_select(1, members))                                      # [B, k, w]
             if number < len(matrices):
                 w, matrix = self.narrow[number][0], matrices[number]
                 rows = torch.bmm(rows.transpose(0, 1), matrix[:, :w])
@@ -114,7 +120,8 @@ class Mixed(nn.Module):
 
     def lifts(self) -> tuple[Tensor, Tensor]:
         """A matrix [D, D] per field, zero below its width, the identity for full width; and biases [F, 1, D]."""
-        stored = self.matrix_array.blocks(self.matrix.new_zeros(1), self.matrix_array.shape[0]).view(-1, self.dim)
+        length = self.matrix_array.shape[0]
+        stored = self.matrix_array.blocks(self.matrix.new_zeros(1), length).view(length // self.dim, self.dim)
         number = torch.arange(self.dim, device=stored.device)
         # behind the stored rows stand the identity, where the matrices of full width begin, and a bias of zero
         stored = torch.cat([stored, torch.eye(self.dim + 1, self.dim, device=stored.device)])

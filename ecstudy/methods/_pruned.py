@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from ..method import Method
+from ..select import prune_
 from ..sparse import SparseTable
 from ..tables import FloatTable
 
@@ -33,6 +34,11 @@ class Pruned(Method):
 
     def fit(self, rows):
         self.table.load(rows)
+
+    def cut(self):
+        """Set all but the ``kept`` largest values to zero, where training leaves them."""
+        prune_(self.table.weight, self.kept)
+        self.table.keep_zeros = True
 
     def allocation(self):
         return self.table.per_row()

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from ..method import Step, require_counts
-from ..select import prune_
 from ..tables import take
 from ._pruned import Pruned
 
@@ -94,8 +93,7 @@ class AutoSrh(Pruned):
             yield from run.fit("retrain", shared=f"{label} retrain")
             return
         self.multiply_gates()
-        prune_(self.table.weight, self.kept)
-        self.table.keep_zeros = True
+        self.cut()
         yield from run.fit("fine-tune")
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import torch
 
-from ..select import kth_of
+from ..select import among, kth_of
 from ..sparse import SparseTable
 from ._posttrain import PostTraining, blocks
 
@@ -55,13 +55,10 @@ class Prune(PostTraining):
     def put(self, start, block):
         ties, place = int(self.state["ties"]), int(self.state["place"])
         flat = block.to(self.table.values.weight.device).reshape(-1)
-        size, threshold = flat.abs(), self.state["threshold"].item()
-        keep = size > threshold
-        keep[(size == threshold).nonzero().view(-1)[:ties]] = True
+        keep, left = among(flat.abs(), self.state["threshold"].item(), ties)
         keys = keep.nonzero().view(-1)
         self.table.put(start, len(block), keys + start * self.dim, flat[keys], place)
-        used = min(ties, int((size == threshold).sum()))
-        self.state |= {"ties": torch.tensor(ties - used), "place": torch.tensor(place + len(keys))}
+        self.state |= {"ties": torch.tensor(left), "place": torch.tensor(place + len(keys))}
 
     def lookup(self, codes):
         return self.table.gather(codes)
