@@ -51,12 +51,16 @@ class Candidates(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows of the full table [B, F] -> [B, F, D]."""
+        return torch.einsum("fbcd,fc->bfd", self.lifted(rows), self.shares())
+
+    def lifted(self, rows: Tensor) -> Tensor:
+        """Rows of the full table [B, F] -> normalised candidates [F, B, C, D]."""
         x = torch.cat([torch.bmm(table.gather(rows).transpose(0, 1), matrix)                         # [F, B, D] each
                        for table, matrix in zip(self.tables, self.matrices)], 2)
         batch = self.training and not self.running and x.shape[0] * x.shape[1] > 1
         # statistics over batch and fields for each candidate and dimension, no affine part
         x = F.batch_norm(x.flatten(0, 1), self.mean, self.var, training=batch, momentum=0.1, eps=EPS)
-        return torch.einsum("fbcd,fc->bfd", x.view(*rows.T.shape, len(self.tables), self.dim), self.shares())
+        return x.view(*rows.T.shape, len(self.tables), self.dim)
 
     def lift(self, field: int, number: int) -> tuple[Tensor, Tensor]:
         """Matrix and bias of a candidate with its normalisation folded in: x P -> (x P - mean) / deviation."""
