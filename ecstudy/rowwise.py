@@ -87,6 +87,8 @@ class RowTable(Decoded):
         return self.codes.read(index).float().mul_(step[..., None]).add_(low[..., None])
 
     def write(self, index, rows):
+        if not len(index):
+            return
         low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
         # widened by what rounding to float16 may take away
         low = (low - low.abs() * 2 ** -10 - 2 ** -24).clamp(-_MOST, _MOST).half().float()
