@@ -63,6 +63,10 @@ ABLATIONS = (
              (Variant("one block of 16"), Variant("blocks of 4", "robe(block=4)"),
               Variant("single numbers", "robe(block=1)"), Variant("one block, random signs", "robe(sign=True)")),
              ("robe",), (0.1, 0.001)),
+    Ablation("mgqe_losses", "MGQE: how its codes are trained", "Does MGQE fall because of how its centroids are "
+             "trained?", "the published code has no commitment loss and leaves centroids that no id chose as they are",
+             (Variant("commitment, revived centroids"), Variant("no commitment", "mgqe(beta=0.0)"),
+              Variant("neither, as published", "mgqe(beta=0.0, revive=0)")), ("mgqe",), (0.5, 0.1)),
     Ablation("selection", "Selection on validation or on test rows", "How much does selecting the checkpoint on the "
              "rows that are reported add?", "default of the published tool: check_val 0, check_test 1",
              (Variant("validation rows"), Variant("test rows", settings={"select": "test"})), _FEW, (0.1,)),
