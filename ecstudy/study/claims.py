@@ -21,8 +21,8 @@ from .. import paths
 from . import decisions as by
 from . import retrieval_claims as rag
 from .decisions import IMPORTANCE, PAPERS
-from .verdicts import (BUDGETS, CLOSE, DOES_NOT, FULL, HOLDS, RANKS_AGREE, UNDECIDED, UNTESTED, Verdict, cell_name, name_of,
-                       serves, spread)
+from .verdicts import (BUDGETS, CLOSE, DOES_NOT, FULL, HOLDS, RANKS_AGREE, UNDECIDED, UNTESTED, Verdict, cell_name,
+                       name_of, serves, spread)
 
 SIMULATION = "synthetic_"                # names of generated data sets begin so
 LOOKUP = "look-up at Criteo's field sizes"
@@ -374,8 +374,8 @@ CLAIMS: tuple[Claim, ...] = (
 
     Claim("Q1", "Quality", "A difference of 0.001 AUC is considerable (and is read from one run per cell).",
           "section 5.2, Table 5", lambda: "one seed per cell", "dlrm", by.one_run_tells,
-          because=lambda: "a seed draws initial values and the order of rows; on the paper's 45.8 million rows that may "
-                          "move a run less than on this sample, which the paper, with one seed, does not say"),
+          because=lambda: "a seed draws initial values and the order of rows; on the paper's 45.8 million rows that "
+                          "may move a run less than on this sample: with one seed the paper cannot say"),
     Claim("Q2", "Quality", "A tenth of the memory costs no AUC: the best method is within 0.001 of Full or above.",
           TABLE5, _paper_top(10), "dlrm", by.best_keeps(0.1)),
     Claim("Q3", "Quality", "So does a hundredth: the best method at 1 % is within 0.001 of Full or above.",
@@ -457,8 +457,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("D1", "Data", "Few ids hold most occurrences: the most frequent tenth more than 95 %, and more than 80 % of "
           "ids occur fewer than 5 times.", "section 5.1, frequency figure",
           lambda: "over 95 % and over 80 % on Criteo and Avazu", "data", by.skew, "data.md",
-          because=lambda: "a sample has most of a log's rare ids once and its frequent ids less often, so the top tenth "
-                          "holds less than in the whole log"),
+          because=lambda: "a sample holds a log's rare ids once and its frequent ids less often, so its top tenth "
+                          "has less than that of the whole log"),
 )
 
 def _retrieval(number: int, text: str, paper_says, one, because=None) -> Claim:

@@ -29,7 +29,8 @@ BUDGETS = (0.5, 0.1, 0.01, 0.001)        # the paper's
 class Verdict:
     """``ours`` with its 95 % interval [low, high], and the figures in words.
 
-    ``unit`` is ``auc``, ``×``, ``%``, ``share``, ``points`` or ``τ``; ``parts`` has one verdict per data set, where there are several or one that does not count.
+    ``unit`` is ``auc``, ``×``, ``%``, ``share``, ``points`` or ``τ``; ``parts`` has one verdict per data set, where
+    there are several or one that does not count.
     """
 
     verdict: str
