@@ -1,6 +1,8 @@
 """What methods share that store ids of large fields as pointers or codes and leave small fields plain tables."""
 from __future__ import annotations
 
+from typing import Callable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,7 +10,10 @@ from torch import Tensor
 from ..fields import derived
 from ..method import Method
 from ..tables import FloatTable, as_rows
-from ._nearest import augmented, loudest
+from ._nearest import augmented, codes_of, loudest, scoring
+
+FEW = 16                                 # shared rows that must save something, or a field stays whole
+BLOCK = 1 << 15                          # ids coded at once, a multiple of 8
 
 
 class Pointed(Method):
@@ -84,3 +89,12 @@ def best(x: Tensor, weights: Tensor) -> Tensor:
     """Which of one field's responses to ``x [m, w]`` is the loudest [m]: ``weights [1, w + 2, K]``."""
     field = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     return loudest(augmented(x)[:, None], field, weights)[:, 0]
+
+
+def nearest(vectors: Callable[[Tensor], Tensor], size: int, centroid: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A field's ids in blocks: ``(index [m], vectors(index) [m, C, w], nearest of centroid [C, K, w] as [m, C])``."""
+    weights = scoring(centroid)
+    for start in range(0, size, BLOCK):
+        index = torch.arange(start, min(start + BLOCK, size), device=centroid.device)
+        x = vectors(index)
+        yield index, x, codes_of(x, torch.zeros_like(index), None, weights, centroid.shape[1])

@@ -39,13 +39,11 @@ from torch import nn
 from ..fields import derived
 from ..packed import Bitstream
 from ..tables import FloatTable, take
-from ._nearest import codes_of, lloyd, scoring
-from ._pointed import Pointed, drawn, picked
+from ._nearest import lloyd
+from ._pointed import BLOCK, FEW, Pointed, drawn, nearest, picked
 from .robe import PRIME
 
 MOST = 1 << 16                           # rows of a table
-FEW = 16                                 # rows of a table that must save something, or a field stays whole
-BLOCK = 1 << 15                          # ids pointed anew at once
 
 
 class Cce(Pointed):
@@ -168,20 +166,17 @@ class Cce(Pointed):
         return self.tables.read(places.view(-1)).view(places.shape + (-1,)).sum(-2)
 
     def _cluster(self, f, size, first, fresh, some, vectors):
-        r, begin, device = int(self.each[f]), int(self.begin[f]), fresh.device
-        chunk = torch.arange(self.chunks, device=device)
+        r, begin = int(self.each[f]), int(self.begin[f])
+        chunk = torch.arange(self.chunks, device=fresh.device)
         x = vectors(some)
         centroid = lloyd(x, None, x.new_ones(len(x)), r, r, iterations=self.iterations, seed=self.seed + f)
-        weights, width = scoring(centroid), centroid.shape[2]
+        width = centroid.shape[2]
         left, count = centroid.new_zeros(self.chunks * r, width), centroid.new_zeros(self.chunks * r)
-        for start in range(0, size, BLOCK):
-            index = torch.arange(start, min(start + BLOCK, size), device=device)
-            x = vectors(index)
-            code = codes_of(x, torch.zeros_like(index), None, weights, r)
+        for index, x, code in nearest(vectors, size, centroid):
             place = (self.hashed(first + index, torch.full_like(index, f), fresh) + chunk * r).view(-1)
             left.index_add_(0, place, (x - centroid[chunk, code]).view(-1, width))
             count.index_add_(0, place, x.new_ones(len(place)))
-            self.pointers.write(first + start, code)
+            self.pointers.write(first + int(index[0]), code)
         weight = self.tables.weight.detach()
         weight[begin:begin + len(left)] = centroid.flatten(0, 1)
         weight[self.half + begin:self.half + begin + len(left)] = left / count.clamp(min=1)[:, None]
