@@ -316,19 +316,17 @@ class ChunkTable(Holder):
 
 
 def kept_shares(weight: Sequence[float], mean: float) -> list[float]:
-    """``weight [k]`` in proportion, with that mean and none above 1."""
-    out, full = [1.0] * len(weight), set()
-    while len(full) < len(weight):
-        rest = [j for j in range(len(weight)) if j not in full]
-        room = mean * len(weight) - len(full)
+    """``weight [k]`` in proportion, with that mean and none above 1; where no weight is left, alike."""
+    out, rest = [1.0] * len(weight), list(range(len(weight)))
+    while rest:
+        room, total = mean * len(weight) - (len(weight) - len(rest)), sum(weight[j] for j in rest)
         for j in rest:
-            out[j] = weight[j] * room / sum(weight[i] for i in rest)
-        over = {j for j in rest if out[j] > 1}
-        if not over:
+            out[j] = room * weight[j] / total if total else room / len(rest)
+        if not (over := [j for j in rest if out[j] > 1]):
             break
-        full |= over
         for j in over:
             out[j] = 1.0
+        rest = [j for j in rest if j not in over]
     return out
 
 
@@ -433,15 +431,13 @@ class InTraining(Method):
         said = dict(step=self.steps, admitted=0, evicted=0, shares=[1.0] * self.chunks)
         if self.slots < self._rows() * self.chunks:
             threshold, said["shares"] = self._thresholds()
-            into, out = self._candidates(threshold)
-            admitted = min(len(into[0]), int(slots.top) + len(out[0]))
-            evicted = max(0, admitted - int(slots.top))
-            fresh = slots.swap(_first(*out, evicted, best=False), _first(*into, admitted, best=True))
+            into, out = self._candidates(threshold, int(slots.top))
+            fresh = slots.swap(out, into)
             if optimizers is not None and len(fresh):
                 moments = optimizers.rows.moments[[h is slots for h in optimizers.rows.holders].index(True)]
                 for moment in moments or ():
                     moment.index_fill_(0, fresh, 0)
-            said |= dict(admitted=admitted, evicted=evicted)
+            said |= dict(admitted=len(into), evicted=len(out))
         self.log.append(said)
         return said
 
@@ -475,7 +471,7 @@ class InTraining(Method):
             every = utility.flatten().sort(descending=True).values
             level = every[min(int(mean * len(every)), len(every) - 1)]
             share = utility.gt(level).float().mean(0).tolist()
-            weight = [min(max(s, mean * (1 - self.spread)), mean * (1 + self.spread)) or 1.0 for s in share]
+            weight = [min(max(s, mean * (1 - self.spread)), mean * (1 + self.spread)) for s in share]
         elif self.ratios != "uniform":
             weight = self.ratios
         shares = kept_shares(weight, mean)
@@ -498,18 +494,40 @@ class InTraining(Method):
         scale = torch.nanquantile(seen.masked_fill(seen == 0, math.nan), 0.95, dim=1)
         return scale.nan_to_num(1.0).clamp(min=1e-30)
 
-    def _candidates(self, threshold: Tensor):
-        """Pruned chunks above the threshold, and live ones that are not: flat, with their utilities."""
-        found = ([], []), ([], [])
+    def _candidates(self, threshold: Tensor, free: int) -> list[Tensor]:
+        """Flat chunks that come in, pruned and above the threshold, and as many live ones below as must go for them.
+
+        The rows are gone through twice, block by block: counted by utility (to the 16 upper bits, all that is stored),
+        so that it is known how useful a chunk must be, and collected. Nothing larger than what moves is made.
+        """
+        count = torch.zeros(2, 1 << 15, dtype=torch.int64, device=threshold.device)
+        for _, bins, moves in self._blocks(threshold):
+            for which, into in zip(moves, count):
+                into += torch.bincount(bins[which], minlength=1 << 15)
+        able = count.sum(1).tolist()
+        admitted = min(able[0], free + able[1])
+        wanted = [admitted, max(0, admitted - free)]
+        count[0] = count[0].flip(0)                              # the most useful come in, the least useful go
+        edge = [int(torch.searchsorted(c.cumsum(0), w)) if w else -1 for c, w in zip(count, wanted)]
+        # in the last bin there may be more than are wanted: the first of them move
+        rest = [w - int(c[:e].sum()) if w else 0 for c, w, e in zip(count, wanted, edge)]
+        found: list[list[Tensor]] = [[], []]
+        for start, bins, moves in self._blocks(threshold) if admitted else ():
+            for i, (which, at) in enumerate(zip(moves, ((1 << 15) - 1 - bins, bins))):
+                equal = (which & (at == edge[i])).nonzero().view(-1)[:rest[i]]
+                rest[i] -= len(equal)
+                found[i].append(torch.cat([(which & (at < edge[i])).nonzero().view(-1), equal]) + start)
+        none = count.new_zeros(0)
+        return [torch.cat([none, *parts]).sort().values for parts in found]
+
+    def _blocks(self, threshold: Tensor):
+        """Of some rows at a time: the first chunk, the bins of all chunks by utility, and which may come in or go."""
         for start in range(0, self._rows(), BLOCK):
             rows = torch.arange(start, min(start + BLOCK, self._rows()), device=threshold.device)
             utility, live = self._scaled(rows), self.aux.slots.address[start:start + len(rows)] > 0
             above = utility > threshold
-            for (chunk, size), which in zip(found, (above & ~live, live & ~above)):
-                at = which.view(-1).nonzero().view(-1)
-                chunk.append(at + start * self.chunks)
-                size.append(utility.view(-1)[at])
-        return [(torch.cat(chunk), torch.cat(size)) for chunk, size in found]
+            moves = [(above & ~live).view(-1), (live & ~above).view(-1)]
+            yield start * self.chunks, utility.view(torch.int32).view(-1) >> 16, moves
 
     # --- what is known of it --------------------------------------------------------------------------------------
 
@@ -584,9 +602,3 @@ class InTraining(Method):
             self.table = table
         return super().deploy()
 
-
-def _first(chunk: Tensor, utility: Tensor, m: int, best: bool) -> Tensor:
-    """The ``m`` chunks of largest (or smallest) utility, in order of their numbers."""
-    if m == len(chunk):
-        return chunk
-    return chunk[torch.topk(utility, m, largest=best, sorted=False).indices].sort().values

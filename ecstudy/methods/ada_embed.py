@@ -30,6 +30,6 @@ class AdaEmbed(InTraining):
     time = r"O(d)"
 
     def __init__(self, fields, dim, slots=None, utility="product", gamma=0.9999, interval=None, warmup=WARMUP,
-                 sample=1 << 20, normalise=True, online=False, capacity=None, serving=None):
+                 sample=1 << 18, normalise=True, online=False, capacity=None, serving=None):
         super().__init__(fields, dim, slots, 1, utility, "uniform", gamma, interval, warmup, sample, normalise, 0.0,
                          online, capacity, serving)

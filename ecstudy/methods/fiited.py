@@ -11,7 +11,7 @@ none is retrained: memory is small *while* training.
 **Stored** ``slots`` chunks and an index that finds them, the lightest of three for that number: an address per chunk
 (``address``), one bit per chunk with running counts (``bitmask``), or a compact hash of the surviving chunks alone
 (``hash``: the number of a chunk is shuffled one to one, part of it names the bucket, and the rest takes one to four
-bytes). At dimension 16 with 4 chunks the bitmask is lightest from about 20 % of full up, the hash below. A row none of
+bytes). At dimension 16 with 4 chunks the bitmask is lightest from about 14 % of full up, the hash below. A row none of
 whose chunks survive has no entry in it. ``serving`` names one of them. ``value_bytes`` is what the numbers alone take,
 which is what published ratios count. **Size** by ``slots``.
 
@@ -58,7 +58,7 @@ class Fiited(InTraining):
     time = r"O(d)"
 
     def __init__(self, fields, dim, slots=None, chunks=4, utility="product", ratios="dynamic", gamma=0.9999,
-                 interval=None, warmup=WARMUP, sample=1 << 20, normalise=False, spread=0.5, online=False,
+                 interval=None, warmup=WARMUP, sample=1 << 18, normalise=False, spread=0.5, online=False,
                  capacity=None, serving=None):
         super().__init__(fields, dim, slots, chunks, utility, ratios, gamma, interval, warmup, sample, normalise,
                          spread, online, capacity, serving)

@@ -25,12 +25,17 @@ from ..tables import coalesce
 #: Methods that need a batch in one piece, with the reason. An option that makes the method do without stands in
 #: :func:`check`.
 WHOLE_BATCH = dict(
+    ada_embed="utilities count the look-ups and gradients of the whole batch",
     adapt_emb="with dynamic=True it counts the ids of whole batches; leave dynamic out",
     alpt="the gradient of its scales is normalised by the rows of the whole batch",
     auto_dim="its search normalises over the whole batch; give widths=, which need no search",
+    auto_emb="its search and its rows are normalised over the whole batch",
     dhe="it normalises over the whole batch",
     dpq="its centroids are pulled and replaced by the queries of the whole batch",
+    esapn="its policy is rewarded by all rows of a batch in which an id occurs",
+    fiited="utilities count the look-ups and gradients of the whole batch",
     mgqe="its centroids are pulled and replaced by the queries of the whole batch",
+    nis="its controller draws a choice for each row of the whole batch",
     opt_embed="its supernet draws a width for each id of the whole batch; give widths=, which need no supernet",
 )
 
