@@ -32,9 +32,9 @@ def per_group(fields: Fields, bucket: Tensor, buckets: int, weight: Tensor | Non
 class Controller(nn.Module):
     """The controller of AutoEmb and ESAPN, for all fields and buckets of popularity at once.
 
-    An embedding of the popularity, normalised, and the present size as a one-hot vector go through a layer of ``hidden``
-    units, normalised and through tanh, to one score for each of ``outputs``. Normalisations are over the groups, so
-    scores are a function of the weights alone. Nothing is preferred at first: the last layer begins at zero.
+    An embedding of the popularity, normalised, and the present size as a one-hot vector go through a layer of
+    ``hidden`` units, normalised and through tanh, to one score for each of ``outputs``. Normalisations are over the
+    groups, so scores are a function of the weights alone. Nothing is preferred at first: the last layer begins at zero.
     """
 
     def __init__(self, fields: int, buckets: int, states: int, outputs: int, hidden: int = 512, width: int = 32):
@@ -42,17 +42,19 @@ class Controller(nn.Module):
         self.shape = (fields, buckets, states, outputs)
         self.embedding = nn.Parameter(torch.empty(fields * buckets, width), requires_grad=False)
         self.first = nn.Parameter(torch.empty(width, hidden), requires_grad=False)
-        self.state = nn.Parameter(torch.empty(states, hidden), requires_grad=False)
+        # where there is one state only, the normalisation would cancel it
+        self.state = nn.Parameter(torch.empty(states, hidden), requires_grad=False) if states > 1 else None
         self.last = nn.Parameter(torch.zeros(hidden, outputs), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(outputs), requires_grad=False)
         if not self.embedding.is_meta:
-            for part in (self.embedding, self.first, self.state):
-                nn.init.normal_(part, std=1 if part is self.embedding else (width + states) ** -0.5)
+            nn.init.normal_(self.embedding)
+            for part in (self.first, self.state) if states > 1 else (self.first,):
+                nn.init.normal_(part, std=width ** -0.5)
 
     def forward(self) -> Tensor:
         """Scores [F, Q, states, outputs]."""
         x = _normalised(self.embedding) @ self.first
-        x = _normalised((x[:, None] + self.state).flatten(0, 1)).tanh()
+        x = _normalised(x if self.state is None else (x[:, None] + self.state).flatten(0, 1)).tanh()
         return (x @ self.last + self.bias).view(self.shape)
 
 

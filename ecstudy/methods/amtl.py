@@ -128,7 +128,7 @@ class Amtl(Method):
         soft = (self.aux.twins() / self.tau).softmax(-1)
         self.expected = soft @ torch.arange(self.dim + 1.0, device=soft.device)              # numbers of one id
         hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1)
-        longer = (hard + soft - soft.detach()).flip(-1).cumsum(-1).flip(-1)                  # of at least that length
+        longer = (hard + (soft - soft.detach())).flip(-1).cumsum(-1).flip(-1)                # of at least that length
         return longer[..., 1:]
 
     # --- the schedule -------------------------------------------------------------------------------------------

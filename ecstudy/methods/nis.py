@@ -137,7 +137,7 @@ class Nis(Method):
         advantage = reward - self.aux.critic.detach()
         place = torch.arange(log[..., 0].numel(), device=log.device).view(log.shape[:2]) * log.shape[2]
         gained = torch.zeros_like(log).view(-1).index_add_(           # what each option was followed by
-            0, (self.drawn + place).view(-1), advantage[:, None, None].expand_as(self.drawn).reshape(-1))
+            0, (self.drawn + place).reshape(-1), advantage[:, None, None].expand_as(self.drawn).reshape(-1))
         entropy = -(log.exp() * log).sum(-1).mean()
         return (self.cost * self.excess(log.exp()) - (gained.detach() * log.view(-1)).sum() / len(reward)
                 - self.entropy * entropy + (reward - self.aux.critic).square().mean())
