@@ -63,8 +63,8 @@ $(BUILT): $(GENERATED) $(PAGES) _config.yml _toc.yml
 	@touch $@
 
 test: $(INSTALLED)  ## pytest, then every notebook with its small default parameters
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 $(NOTEBOOKS)
+	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout 600 $(NOTEBOOKS)
 
 study: $(INSTALLED)  ## measure the missing rows of PROFILE (may be stopped and started again)
 	$(BIN)/ecstudy study $(PROFILE) --progress

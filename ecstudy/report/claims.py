@@ -97,8 +97,8 @@ def table(found: pd.DataFrame) -> Table:
     html = frame_html(pd.DataFrame(lines), index=False, escape_text=False)
     html = by_family(html, found["group"].tolist()).replace("ec-table", "ec-table ec-claims", 1)
     caption = ("Figures are means over seeds ± half the 95 % t-interval, or with the interval in brackets; differences "
-               "are paired by seed, those of retrieval (R) by question. Bytes (M) are of modules weighed at the logs' true "
-               "field sizes.")
+               "are paired by seed, those of retrieval (R) by question. Bytes (M) are of modules weighed at the logs' "
+               "true field sizes.")
     return Table(found, html, caption, found.drop(columns=["parts", "shown_on"]), COMMAND)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from .picture import Picture, svg_of
-from .style import FULL, INK, drawing, looks, title
+from .style import FULL, INK, beyond, drawing, looks, title
 from .summary import cells, check_rows
 
 MIB = 2 ** 20
@@ -120,11 +120,16 @@ def auc_against_bytes(rows: pd.DataFrame, *, highlight: str | None = None, comma
 
 
 def _panels(drawn: list[str], family: dict[str, str]) -> list[tuple[str, list[str]]]:
-    """Headings and methods of the panels: one for all, or one per family where they are too many to be told apart."""
+    """Headings and methods of the panels: one for all, or one per family and block of the tables where they are too
+    many to be told apart."""
     if len(drawn) <= CROWD:
         return [("", drawn)]
-    kinds = [f for f in (*PANELS, *family.values()) if any(family[m] == f for m in drawn)]
-    return [(PANELS.get(f, f), [m for m in drawn if family[m] == f]) for f in dict.fromkeys(kinds)]
+    panels = {}
+    for later in (False, True):
+        for kind in dict.fromkeys((*PANELS, *family.values())):
+            if own := [m for m in drawn if family[m] == kind and beyond(m) == later]:
+                panels[PANELS.get(kind, kind) + ", beyond the paper's" * later] = own
+    return list(panels.items())
 
 
 def _bytes_limits(ax, low: float) -> None:

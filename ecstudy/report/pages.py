@@ -19,7 +19,8 @@ from .. import paths
 from ..data import statistics as data_statistics
 from ..registry import docstring, names
 from ..registry import table as registry
-from . import claims, datasets, drawings, figures, guidelines, identities, speed, tables, taxonomy
+from ..study.statistics import chosen
+from . import claims, datasets, drawings, figures, guidelines, identities, significance, speed, tables, taxonomy
 from .explorer import explorer
 from .picture import Html, frame_html, raw
 from .stamp import QUICK, mark, stamp
@@ -76,7 +77,7 @@ def write_pages(book: Path | None = None, *, weights: bool = True, progress: boo
     ``weights=False`` leaves out the weighing at the paper's field sizes, which takes some seconds in all.
     """
     book = Path(book) if book else paths.root() / "book"
-    real, quick = real_rows(), quick_rows()
+    real, quick, by_data = real_rows(), quick_rows(), guidelines.real_rows()
     family = families()
     pages = {f"methods/{family[name]}/{name}.md": _method_page(name, real, quick, weights)
              for name in _seen(in_order(names()), progress)}
@@ -87,8 +88,9 @@ def write_pages(book: Path | None = None, *, weights: bool = True, progress: boo
     pages |= {"generated/methods.md": _methods_table(), "generated/deviations.md": _deviations(),
               "generated/first.md": _first_result(real, quick),
               "generated/claims.md": claims.fragment() if weights else later,
-              "generated/guidelines.md": guidelines.fragment(guidelines.real_rows()),
-              "generated/real.md": _real(real, yardstick_rows(), ablation_rows()),
+              "generated/guidelines.md": guidelines.fragment(by_data),
+              "generated/real.md": _real(real, yardstick_rows(), ablation_rows(),
+                                         pd.concat(by_data.values(), ignore_index=True) if by_data else real[:0]),
               "generated/speed.md": speed.fragment(datasets.published("benchmarks.csv")),
               "generated/data.md": _data(), "generated/explorer.md": _explorer(real, quick),
               "generated/stamp.md": raw(stamp())}
@@ -379,7 +381,8 @@ def _reading(real: pd.DataFrame, ablation: pd.DataFrame) -> list[str]:
     return ["## Reading it", "\n".join(f"- {point}" for point in points)] if points else []
 
 
-def _real(real: pd.DataFrame, yardsticks: pd.DataFrame, ablation: pd.DataFrame) -> str:
+def _real(real: pd.DataFrame, yardsticks: pd.DataFrame, ablation: pd.DataFrame, every: pd.DataFrame) -> str:
+    """``every``: rows of all real data sets, for ranks over them."""
     if not len(real):
         return (f"There are no published rows of `{REAL}` yet, so this page has no figures. [Reproduce](reproduce.md) "
                 "says how to prepare the data and fill them.\n")
@@ -387,13 +390,17 @@ def _real(real: pd.DataFrame, yardsticks: pd.DataFrame, ablation: pd.DataFrame) 
     parts = [raw(mark(real)), "## AUC against memory"]
     if real["status"].eq("ok").any():
         parts += [raw(figures.auc_against_bytes(real, command=command))]
-    parts += _reading(real, ablation) + _yardsticks(real, yardsticks)
+    parts += _reading(chosen(real), ablation) + _yardsticks(real, yardsticks)
     parts += ["## The table", raw(tables.table5(real, command=command)), "## Beside the paper",
               "The paper trained on all 45.8 million rows, this sample is 0.3 % of them, so absolute AUC is lower and "
               "intervals are wide. What can be compared is the gap to Full and the costs as multiples of Full's.",
               raw(tables.beside_paper(real, command=command))]
     if (real["status"].eq("ok") & real["method"].ne(FULL)).any():
         parts += ["## What it costs", raw(figures.costs(real, command=command))]
+    parts += ["## Learning rates", "Rates are compared on validation rows; the figures above are of those chosen "
+              "here.", raw(significance.learning_rates(real, command=command))]
+    if len(every):
+        parts += ["## Ranks over data sets and budgets", raw(significance.critical_difference(every, command=command))]
     parts += ["## Runs behind this page", raw(tables.ran(real)), raw(stamp(real))]
     return "\n\n".join(p.strip() for p in parts) + "\n"
 

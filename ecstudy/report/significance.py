@@ -242,10 +242,11 @@ def learning_rates(rows: pd.DataFrame, *, command: str = "") -> Table:
     named = check_rows(rows)
     kept = best_by_validation(named)
     kept = kept[kept["status"].eq("ok") & kept["lr"].gt(0)]
-    tried = {key: group for key, group in named[named["lr"].gt(0)].groupby(["method", "budget"], dropna=False)}
+    tried = {(method, _budget(budget)): group for (method, budget), group
+             in named[named["lr"].gt(0)].groupby(["method", "budget"], dropna=False)}       # NaN is not equal to NaN
     lines = []
     for (method, budget), group in kept.groupby(["method", "budget"], dropna=False, sort=False):
-        rates, best = tried[method, budget], group["lr"].iloc[0]
+        rates, best = tried[method, _budget(budget)], group["lr"].iloc[0]
         other = rates[rates["lr"].ne(best) & rates["status"].eq("ok")].groupby("lr")["valid_auc"].mean()
         value = group["valid_auc"].mean()
         lines.append(dict(method=method, budget=budget, lr=best, tried=rates["lr"].nunique(), valid_auc=value,

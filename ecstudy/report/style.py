@@ -34,6 +34,14 @@ TITLES = {
     "opq": "OPQ", "rq": "RQ", "int4": "INT4", "rabitq": "RaBitQ", "pca": "PCA", "pca_pq": "PCA, PQ",
     "rescore": "Two stages",
 }
+#: methods that train and that the paper does not benchmark: a second block of every table
+BEYOND = {
+    "double_hash": "DoubleHash", "binary_code": "BinaryCode", "memcom": "MEmCom", "unified": "Unified", "cafe": "CAFE",
+    "light_rec": "LightRec", "cel": "CEL", "cce": "CCE", "split": "Split",
+    "fiited": "FIITED", "ada_embed": "AdaEmbed", "fp16": "FP16", "post4bits": "Post4Bits", "mixed_prec": "MixedPrec",
+    "mpe": "MPE", "pep": "PEP", "mag_prune": "MagPrune", "sseds": "SSEDS", "ham": "HAM", "nis": "NIS",
+    "esapn": "ESAPN", "amtl": "AMTL", "auto_emb": "AutoEmb",
+}
 
 RC = {
     "svg.hashsalt": "ecstudy", "svg.fonttype": "none", "savefig.transparent": True, "figure.facecolor": "none",
@@ -57,22 +65,28 @@ class Look(NamedTuple):
 
 def title(method: str) -> str:
     """The name a reader knows a method by."""
-    return TITLES.get(method, method)
+    return TITLES.get(method) or BEYOND.get(method, method)
+
+
+def beyond(method: str) -> bool:
+    """Whether a method or spec stands in the second block of tables (:data:`BEYOND`)."""
+    return method.partition("|")[0].partition("(")[0] in BEYOND
 
 
 def in_order(methods, family: dict[str, str] | None = None) -> list[str]:
-    """``methods`` without repetition: Full, then by family in the paper's order, others behind in the order given.
+    """``methods`` without repetition: Full, then by family in the paper's order, those of :data:`BEYOND` by family
+    after these, others behind in the order given.
 
     ``family`` adds to the registered methods' families.
     """
     family = (family or {}) | families()
-    place = {method: i for i, method in enumerate(TITLES)}
+    place = {method: i for i, method in enumerate((*TITLES, *BEYOND))}
     found = list(dict.fromkeys(methods))
 
     def key(method: str):
         name = method.partition("|")[0].partition("(")[0]
         kind = family.get(name) or family.get(method, "")
-        return (name != FULL, FAMILIES.index(kind) if kind in FAMILIES else len(FAMILIES),
+        return (name != FULL, beyond(method), FAMILIES.index(kind) if kind in FAMILIES else len(FAMILIES),
                 place.get(name, len(place)), found.index(method))
 
     return sorted(found, key=key)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from .figures import _where
 from .picture import Table, frame_html
-from .style import FULL, in_order, title
+from .style import FULL, beyond, in_order, title
 from .summary import cells
 
 UNREACHABLE = "/"                                        # the paper's mark for a budget a method cannot reach
@@ -66,9 +66,15 @@ def _families(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _headings(table: pd.DataFrame, methods) -> list[str]:
-    """The family of each of ``methods`` as a heading; Full stands before all."""
+    """The family of each of ``methods`` as a heading, in a second block for what the paper does not benchmark; Full
+    stands before all."""
     family = _families(table)
-    return [FULL if m == FULL else {"baseline": "baselines"}.get(family[m], family[m]) for m in methods]
+
+    def heading(method: str) -> str:
+        kind = {"baseline": "baselines"}.get(family[method], family[method])
+        return kind + ", beyond the paper's" * beyond(method)
+
+    return [FULL if m == FULL else heading(m) for m in methods]
 
 
 def table5(rows: pd.DataFrame, *, command: str = "") -> Table:
