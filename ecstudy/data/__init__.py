@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .. import paths
 from .layout import DataError, Dataset, DatasetWriter
-from .synthetic import PRESETS, generate, open_preset
+from .synthetic import PRESETS, generate, open_preset, preset
 
 __all__ = ["DataError", "Dataset", "DatasetWriter", "generate", "open_dataset"]
 
@@ -14,8 +14,9 @@ __all__ = ["DataError", "Dataset", "DatasetWriter", "generate", "open_dataset"]
 def open_dataset(name_or_folder: str | os.PathLike) -> Dataset:
     """Open a data set by name or folder.
 
-    A name in ``ecstudy.data.synthetic.PRESETS`` is generated into ``paths.data()`` on first use; another name is a
-    folder of ``paths.data()``; anything else that is a folder is opened as such.
+    A name in ``ecstudy.data.synthetic.PRESETS``, or one with ``_drift0.5`` behind it, is generated into
+    ``paths.data()`` on first use; another name is a folder of ``paths.data()``; anything else that is a folder is
+    opened as such.
 
     Raises
     ------
@@ -23,7 +24,7 @@ def open_dataset(name_or_folder: str | os.PathLike) -> Dataset:
         If there is no such data set; the message lists the known names.
     """
     text = os.fspath(name_or_folder)
-    if isinstance(name_or_folder, str) and text in PRESETS:
+    if isinstance(name_or_folder, str) and preset(text):
         return open_preset(text)
     is_name = isinstance(name_or_folder, str) and Path(text).name == text
     if is_name and (paths.data() / text / "meta.json").is_file():

@@ -46,6 +46,7 @@ CLUSTERS = 64           # clusters of ids per field
 UNDER_5 = 0.83          # share of all ids with fewer than 5 training occurrences, solved for
 TAIL = 0.2              # share of draws of a large field that are uniform over its ids
 _KNOTS = 4_096
+_DRIFT = "_drift"
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -564,12 +565,28 @@ def _publish(part: Path, out: Path, overwrite: bool) -> Dataset:
     return Dataset.open(out)
 
 
+def preset(name: str) -> tuple[str, float] | None:
+    """A name in :data:`PRESETS` and its drift: ``synthetic_easy_drift0.5`` is ``synthetic_easy`` with ``drift=0.5``.
+
+    None for a name of another kind. Raises DataError for a drift that is no number.
+    """
+    base, mark, drift = name.partition(_DRIFT)
+    if base not in PRESETS:
+        return None
+    try:
+        value = float(drift) if mark else 0.0
+    except ValueError:
+        raise DataError(f"data set {name!r}: expected a number from 0 to 1 after {_DRIFT!r}, as in "
+                        f"{base}{_DRIFT}0.5") from None
+    return base, value
+
+
 def open_preset(name: str) -> Dataset:
-    """The data set of a name in :data:`PRESETS`, generated on first use, and again if the generator has changed."""
-    folder = paths.data() / name
-    if not (folder / "meta.json").is_file():
-        return generate(name, folder, name=name, overwrite=True)
-    dataset = Dataset.open(folder)
-    if dataset.meta["source"].get("version") != VERSION:
-        return generate(name, folder, name=name, overwrite=True)
-    return dataset
+    """The data set of a name that :func:`preset` knows, generated on first use, and again if the generator has changed.
+    """
+    folder, (base, drift) = paths.data() / name, preset(name)
+    if (folder / "meta.json").is_file():
+        dataset = Dataset.open(folder)
+        if dataset.meta["source"].get("version") == VERSION:
+            return dataset
+    return generate(base, folder, name=name, drift=drift, overwrite=True)

@@ -76,7 +76,7 @@ def sweep(methods, budgets=(None,), *, dataset=None, datasets=None, models="dlrm
           base_dim: int | None = None, processes: int = 0, shard: str | None = None, fail_fast: bool = False,
           force: bool = False, progress: bool | None = None, tune: bool = False, missing: str = "run",
           executor=None, cpus: int | None = None, gpus: float | None = None, address: str | None = None,
-          **common) -> pd.DataFrame:
+          kind: type[Cell] = Cell, **common) -> pd.DataFrame:
     """Run the missing cells of a grid and return one row per cell of it.
 
     Parameters
@@ -106,8 +106,10 @@ def sweep(methods, budgets=(None,), *, dataset=None, datasets=None, models="dlrm
     executor, cpus, gpus, address:
         ``"ray"`` runs cells on Ray, ``processes`` of them at a time (0: as many as fit), each with so many CPUs and
         (parts of) GPUs; see :func:`ecstudy.study.executors.ray`. Or a callable as that module describes.
+    kind:
+        The class of the cells, :class:`~ecstudy.study.row.Cell` or one derived from it.
     common:
-        Further fields of :class:`~ecstudy.study.row.Cell`, the same for all cells.
+        Further fields of a cell, the same for all cells.
 
     Raises
     ------
@@ -126,11 +128,12 @@ def sweep(methods, budgets=(None,), *, dataset=None, datasets=None, models="dlrm
         fill_in = there
     seeds = _many("seeds", seeds)
     if not tune:
-        return fill_in(grid(methods, budgets, datasets, models, dims, seeds, lrs, base_dim, **common), shard=shard)
+        return fill_in(grid(methods, budgets, datasets, models, dims, seeds, lrs, base_dim, kind, **common),
+                       shard=shard)
     if shard is not None:
         raise CellError(f"shard {shard!r} with tune: the choice of a learning rate needs all of them; run the first "
                         "seed in shards without tune, then all seeds with tune on one machine")
-    tried = grid(methods, budgets, datasets, models, dims, seeds[:1], lrs, base_dim, **common)
+    tried = grid(methods, budgets, datasets, models, dims, seeds[:1], lrs, base_dim, kind, **common)
     rows = fill_in(tried)
     ids = set(rows["run_id"])
     best = chosen([cell for cell in tried if cell.run_id in ids], rows)
@@ -159,18 +162,19 @@ def chosen(cells: list[Cell], rows: pd.DataFrame) -> list[Cell]:
     return [cell for _, cell in best.values()]
 
 
-def grid(methods, budgets, datasets, models="dlrm", dims=16, seeds=0, lrs=0.001, base_dim=None, **common) -> list[Cell]:
+def grid(methods, budgets, datasets, models="dlrm", dims=16, seeds=0, lrs=0.001, base_dim=None,
+         kind: type[Cell] = Cell, **common) -> list[Cell]:
     """The cells of a product, each once; seeds turn slowest, so that a sweep cut short has whole replicates."""
     from ..budget import budget_bytes
 
-    for name in checked_names(common):
+    for name in checked_names(common, kind):
         if name in ("method", "budget", "model", "dim", "seed", "lr"):
             raise CellError(f"{name}: a grid takes {name}s, a value or a list of values")
     cells = {}
     for seed, dataset, model, dim, lr, method, budget in itertools.product(
             _many("seeds", seeds), _many("datasets", datasets), _many("models", models), _many("dims", dims),
             _many("lrs", lrs), _many("methods", methods), _many("budgets", budgets)):
-        cell = Cell(method=method, dataset=dataset, model=model, dim=dim, budget=budget, seed=seed, lr=lr, **common)
+        cell = kind(method=method, dataset=dataset, model=model, dim=dim, budget=budget, seed=seed, lr=lr, **common)
         if cell.budget is not None and not _sized_by_budget(cell.spec):
             cell = replace(cell, budget=None)
         if isinstance(cell.budget, float) and base_dim is not None:
@@ -304,9 +308,9 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500].rstrip(": ")
 
 
-def checked_names(cell: dict) -> dict:
+def checked_names(cell: dict, kind: type[Cell] = Cell) -> dict:
     """The keywords themselves, or CellError naming the one that is no field of a cell."""
-    names = [f.name for f in fields(Cell)]
+    names = [f.name for f in fields(kind) if f.init]
     for name in cell:
         known("setting", name, names)
     return cell

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from .. import models, paths
 from ..api import make
@@ -11,6 +12,7 @@ from ..measure import Diverged, allocation, auc_interval, logloss, measure_laten
 from ..measure.auc import auc
 from ..measure.peak import peak
 from ..memory import breakdown, memory
+from ..method import Method
 from ..registry import get
 from . import distributed
 from .batches import Batches
@@ -35,22 +37,11 @@ def run_cell(cell, *, progress=None) -> dict:
     if group is not None:
         group.begin()
     dataset = open_dataset(cell.dataset)
-    sizes = dataset.cardinalities
-    cls = get(cell.spec.name)
-    full = full_bytes(sizes, cell.dim)
-    row = dict(family=cls.family, bytes_full=full)
+    row, emb, head = begin(cell, dataset)
     if group is not None:
         row["device"] = f"{cell.device} x{group.count}"
-    if cell.budget is not None:
-        row["budget_bytes"] = budget_bytes(cell.budget, sizes, cell.dim)
-    try:
-        emb = make(cell.spec, sizes, cell.dim, cell.budget, seed=cell.seed,
-                   counts=dataset.counts if cls.needs_counts else None)
-    except Unreachable as error:
-        return row | dict(status="unreachable", reason=error.reason, bytes_inference=error.closest,
-                          reached=error.closest / full)
-    head = models.make(cell.model, fields=len(sizes), dim=cell.dim, dense=len(dataset.dense), seed=cell.seed,
-                       **cell.model_options)
+    if emb is None:
+        return row
     settings = Settings(lr=cell.lr, batch=cell.batch, seed=cell.seed, evals_per_epoch=cell.evals_per_epoch,
                         patience=cell.patience, max_epochs=cell.max_epochs, schedule=cell.schedule, select=cell.select)
     shared = dict(model=cell.model, options=cell.model_options, dim=cell.dim, device=torch.device(cell.device).type)
@@ -68,18 +59,49 @@ def run_cell(cell, *, progress=None) -> dict:
                 emb.deploy()
         row |= _quality(run, cell)
     except Diverged as error:
-        return row | dict(status="diverged", reason=str(error), stage_seconds=run.stage_seconds,
-                          seconds=sum(run.stage_seconds.values()), steps=run.steps)
+        return diverged(row, run, error)
     if group is not None and group.rank:             # the rest is the first process's
         return row
-    size = memory(emb)
+    return weighed(cell, row, run) | dict(
+        peak_bytes=measured.bytes, epochs=run.steps / run.steps_per_epoch, allocation=allocation(emb, dataset.counts),
+        **_latency(cell, run))
+
+
+def begin(cell, dataset) -> tuple[dict, Method | None, nn.Module | None]:
+    """The row so far, the embedding and the head of a cell; of an unreachable budget the whole row, and no modules."""
+    sizes, cls = dataset.cardinalities, get(cell.spec.name)
+    row = dict(family=cls.family, bytes_full=full_bytes(sizes, cell.dim))
+    if cell.budget is not None:
+        row["budget_bytes"] = budget_bytes(cell.budget, sizes, cell.dim)
+    try:
+        emb = make(cell.spec, sizes, cell.dim, cell.budget, seed=cell.seed,
+                   counts=dataset.counts if cls.needs_counts else None)
+    except Unreachable as error:
+        return row | dict(status="unreachable", reason=error.reason, bytes_inference=error.closest,
+                          reached=error.closest / row["bytes_full"]), None, None
+    head = models.make(cell.model, fields=len(sizes), dim=cell.dim, dense=len(dataset.dense), seed=cell.seed,
+                       **cell.model_options)
+    return row, emb, head
+
+
+def weighed(cell, row: dict, run: Run) -> dict:
+    """``row`` with the bytes, seconds and steps of a run whose embedding is deployed.
+
+    Raises RuntimeError if that is over the budget.
+    """
+    size = memory(run.emb)
     if "budget_bytes" in row and size > row["budget_bytes"]:
         raise RuntimeError(f"{cell.spec} deployed {size} bytes, over the budget of {row['budget_bytes']}")
     return row | dict(
-        status="ok", reason="", reached=size / full, bytes_inference=size, bytes_training=run.training_bytes,
-        bytes_breakdown=breakdown(emb), peak_bytes=measured.bytes, seconds=sum(run.stage_seconds.values()),
-        stage_seconds={k: round(v, 3) for k, v in run.stage_seconds.items()}, steps=run.steps,
-        epochs=run.steps / run.steps_per_epoch, allocation=allocation(emb, dataset.counts), **_latency(cell, run))
+        status="ok", reason="", reached=size / row["bytes_full"], bytes_inference=size,
+        bytes_training=run.training_bytes, bytes_breakdown=breakdown(run.emb), steps=run.steps,
+        seconds=sum(run.stage_seconds.values()), stage_seconds={k: round(v, 3) for k, v in run.stage_seconds.items()})
+
+
+def diverged(row: dict, run: Run, error: Diverged) -> dict:
+    """``row`` of a run whose numbers were not finite."""
+    return row | dict(status="diverged", reason=str(error), stage_seconds=run.stage_seconds,
+                      seconds=sum(run.stage_seconds.values()), steps=run.steps)
 
 
 def _quality(run: Run, cell) -> dict:
