@@ -18,6 +18,8 @@ class Fields(nn.Module):
     ----------
     num_embeddings:
         Cardinality of each field, or one int for a single anonymous field with ids of any shape.
+    bound:
+        Initial range, where these are parts of larger fields (default: :meth:`bound` of the cardinalities).
 
     Raises
     ------
@@ -25,7 +27,7 @@ class Fields(nn.Module):
         If there is no field or a cardinality is not a positive int.
     """
 
-    def __init__(self, num_embeddings: int | Sequence[int]):
+    def __init__(self, num_embeddings: int | Sequence[int], bound: float | None = None):
         super().__init__()
         self.single = isinstance(num_embeddings, int)
         sizes = (num_embeddings,) if self.single else tuple(int(n) for n in num_embeddings)
@@ -34,6 +36,7 @@ class Fields(nn.Module):
         self.sizes = sizes
         self.n = sum(sizes)                          # rows of the full table
         self.largest = max(sizes)
+        self.range = bound or math.sqrt(1 / self.largest)
         derived(self, "size", sizes)
         derived(self, "offset", [sum(sizes[:f]) for f in range(len(sizes))])
 
@@ -42,7 +45,7 @@ class Fields(nn.Module):
 
     def bound(self) -> float:
         """The study's common initial range U(-b, b), b = sqrt(1 / largest cardinality) (paper's code, base.py)."""
-        return math.sqrt(1 / self.largest)
+        return self.range
 
     def check(self, ids: Tensor) -> None:
         """Raise IndexError for ids outside their field. On a GPU the gather itself checks: no synchronisation."""

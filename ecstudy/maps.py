@@ -4,8 +4,10 @@ Two forms, and :func:`marked_ids` takes the lighter one for the given numbers (w
 """
 from __future__ import annotations
 
+from typing import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .memory import memory
 from .sparse import Bits, smallest_int
@@ -65,3 +67,19 @@ def marked_ids(n: int, top: int) -> nn.Module:
     """The lighter map for ``top`` marked ids of ``n``; ``fill(sorted ids)``, then ``find(ids)`` -> place or -1."""
     form = min((SortedIds, MarkedIds), key=lambda f: memory(f(n, top, "meta")))
     return form(n, top)
+
+
+def most_of_fields(counts: Tensor, sizes: Sequence[int], own: Sequence[int]) -> Tensor:
+    """Sorted ids of the ``own[f]`` largest ``counts [n]`` in every field of ``sizes[f]`` ids; ties to the lower id."""
+    parts, first = [], 0
+    for part, number, size in zip(counts.split(list(sizes)), own, sizes):
+        if number < size:
+            least = part.kthvalue(size - number + 1).values if number else part.max() + 1
+            over = (part > least).nonzero().view(-1)
+            ties = (part == least).nonzero().view(-1)[:number - len(over)]
+            chosen = torch.cat([over, ties]).sort().values
+        else:
+            chosen = torch.arange(size, device=counts.device)
+        parts.append(chosen + first)
+        first += size
+    return torch.cat(parts)

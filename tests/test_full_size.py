@@ -18,7 +18,7 @@ from ecstudy.memory import stored
 from ecstudy.method import Step
 from ecstudy.methods._pruned import Pruned
 from ecstudy.registry import get, names
-from ecstudy.tables import IntTable
+from ecstudy.tables import Decoded
 from ecstudy.training import Optimizers, Run, Settings
 from test_contract import Largest
 from traits import trait
@@ -83,9 +83,7 @@ def untouched(monkeypatch):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, inner=inner, **kwargs: (
             tensor if tensor.numel() > 10_000_000 else inner(tensor, *args, **kwargs)))
     monkeypatch.setattr(Pruned, "cut", lambda self: None)        # it visits the whole table, between stages
-    inner = IntTable.__init__
-    monkeypatch.setattr(IntTable, "__init__",
-                        lambda self, *args, **kwargs: inner(self, *args, **kwargs | {"bound": 0.0}))
+    monkeypatch.setattr(Decoded, "fill", lambda self, bound: None)
 
 
 @pytest.mark.parametrize("method", names(trains=True))

@@ -23,7 +23,8 @@ are really packed; there they are int32. They are taken afresh from the queries 
 deployment; there an id keeps the code of its last training step and one never seen has none. The study's code has no
 commitment loss and normalises responses over the parts, which changes no arg-max; what DPQ does (``normalise=True``)
 costs here (validation AUC 0.7468 against 0.7503 on the real sample at 10 %). How the losses act and how unused
-centroids are revived is told at ``dpq``.
+centroids are revived is told at ``dpq``. Seen from another side this is a ``split`` into a head and a tail of ``dpq``
+codes of two widths, whose dictionaries are not apart: the tail reads the first centroids of the head.
 """
 from __future__ import annotations
 

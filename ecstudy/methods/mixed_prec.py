@@ -41,13 +41,12 @@ class CachedTable(RowTable):
 
     def __init__(self, rows, width, bits, cached, policy, directory, bound):
         super().__init__(rows, width, bits)
-        self.cached, self.policy, self.sets = cached, policy, max(1, -(-cached // WAYS))
+        self.cached, self.policy, self.sets = 0, policy, max(1, -(-cached // WAYS))
         self.register_buffer("hot", torch.zeros(cached, width))
-        self.directory, self.map = (directory,), None            # in a tuple: it belongs to the method's aux
         if not self.hot.is_meta:
-            for start in range(0, rows if bound else 0, 1 << 16):
-                index = torch.arange(start, min(start + (1 << 16), rows))
-                super().write(index, torch.empty(len(index), width).uniform_(-bound, bound))
+            self.fill(bound)
+        self.cached = cached
+        self.directory, self.map = (directory,), None            # in a tuple: it belongs to the method's aux
 
     def place(self, index):
         return self.map.find(index) if self.map is not None else take(self.directory[0].place, index).long()
