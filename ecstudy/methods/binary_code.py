@@ -9,9 +9,9 @@ two and a sum.
 
 **Stored** the tables of all blocks and fields end to end: $2^t$ rows for a block of $t$ bits, fewer where no id has
 its largest numbers; a field of at most $t$ bits keeps a row for every id. **Size** by ``bits`` $= t$, one block length
-for all fields, so sizes are *discrete*: a step of $t$ about doubles them, and there are as many as the largest field
-has bits (24 on Criteo). A budget is met by the next smaller one, at worst with half of it unused; the row says what
-was reached. The paper has no control of size.
+for all fields, so sizes are *discrete*: a step of $t$ about doubles them (23 sizes on Criteo, whose largest field has
+24 bits). A budget is met by the next smaller one, at worst with half of it unused; the row says what was reached. The
+paper has no control of size.
 
 **Training** one stage, in place: three times what ships.
 

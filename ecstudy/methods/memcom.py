@@ -35,6 +35,8 @@ class Memcom(HashTrick):
     time = r"O(d)"
 
     def __init__(self, fields, dim, rows=None, bias=False):
+        if rows is not None and not 1 <= rows <= fields.largest:
+            raise ValueError(f"rows={rows}: expected 1 to {fields.largest}, the shared rows of the largest field")
         super().__init__(fields, dim, rows)
         self.scale = FloatArray(fields.n)
         self.bias = FloatArray(fields.n) if bias else None

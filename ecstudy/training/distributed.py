@@ -30,6 +30,7 @@ WHOLE_BATCH = dict(
     alpt="the gradient of its scales is normalised by the rows of the whole batch",
     auto_dim="its search normalises over the whole batch; give widths=, which need no search",
     auto_emb="its search and its rows are normalised over the whole batch",
+    cafe="it scores the ids of whole batches",
     dhe="it normalises over the whole batch",
     dpq="its centroids are pulled and replaced by the queries of the whole batch",
     esapn="its policy is rewarded by all rows of a batch in which an id occurs",
