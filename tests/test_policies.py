@@ -444,7 +444,7 @@ def test_the_cap_holds_at_every_step_of_a_run(skewed):
         counted.append((step.split, int(emb.aux.count.sum())))
         used.append(int(emb.aux.used))
         assert used[-1] == int(torch.tensor([2, 4, 8])[emb.aux.level.int()].sum()) <= emb.cells
-    assert used[0] == 2 * 3020 < used[20] < used[-1] and emb.cells - used[-1] < 4
+    assert used[0] == 2 * 3020 < used[4] <= used[-1] and emb.cells - used[-1] < 4
     level, count = emb.aux.level.float(), emb.aux.count
     assert level[count > 50].mean() > level[count < 5].mean() + 0.5
     # a training batch is counted when its step is done, and validation rows are not
