@@ -20,10 +20,12 @@ optimiser. ``widths=[...]`` skips the first two; ``orth=0`` begins with the plai
 **Deviations** No code was published, and form and strength of the penalty, learning rates and the rule for the
 threshold could not be recovered: they are ours. Cosines leave lengths alone, where $\lVert V^\top V - I \rVert$ would
 force tables that begin at 1e-4 to columns of length 1; they are taken over the distinct rows of a batch, and in fields
-of at least $D$ ids, as columns of fewer rows cannot be orthogonal. Scores begin equal and move by Adam with
-``alpha_lr``; the mask follows them every ``every`` steps. A budget in one step would switch most columns off before
-anything is known of them, hence the ramp. New rows for the last stage are the default as for ``sseds``;
-``reset=False`` goes on from the columns that are on.
+of at least $D$ ids, as columns of fewer rows cannot be orthogonal. Scores begin equal and move by plain gradient
+descent, so a score is what a column has gained in all; its rate changes no order. Adam, whose steps are of one size
+whatever the gradient, ranked columns of fields that do not matter above those of fields that do on planted logs. The
+mask follows the scores every ``every`` steps. A budget in one step would switch most columns off before anything is
+known of them, hence the ramp. New rows for the last stage are the default as for ``sseds``; ``reset=False`` goes on
+from the columns that are on.
 """
 from __future__ import annotations
 
@@ -39,13 +41,13 @@ from ._columns import Columns, keep_columns
 class Ham(Columns):
     paper = "arXiv 2208.08004"
 
-    def __init__(self, fields, dim, cells=None, least=0, orth=0.1, alpha_lr=0.01, ramp=1.0, every=10,
-                 reset=True, widths=None):
+    def __init__(self, fields, dim, cells=None, least=0, orth=0.1, ramp=1.0, every=10, reset=True,
+                 widths=None):
         super().__init__(fields, dim, cells, "dimension", least, reset, widths)
-        if orth < 0 or alpha_lr <= 0 or ramp <= 0 or every < 1:
-            raise ValueError(f"orth={orth}, alpha_lr={alpha_lr}, ramp={ramp}, every={every}: expected orth of at least "
-                             "0, every of at least 1, and positive numbers")
-        self.orth, self.alpha_lr, self.ramp, self.every = orth, alpha_lr, ramp, every
+        if orth < 0 or ramp <= 0 or every < 1:
+            raise ValueError(f"orth={orth}, ramp={ramp}, every={every}: expected orth of at least 0, a ramp of more "
+                             "than 0 epochs, and every of at least 1 step")
+        self.orth, self.ramp, self.every = orth, ramp, every
         if self.mixed is None:
             self.aux.alpha = nn.Parameter(torch.ones(len(fields), dim), requires_grad=False)
             self.aux.register_buffer("mask", torch.ones(len(fields), dim))
@@ -56,8 +58,8 @@ class Ham(Columns):
         if self.training and self.orth:
             self._seen = codes
         rows, alpha = self.table.gather(codes), self.aux.alpha
-        # the mask's gradient is handed to the scores as it is
-        return rows * (self.aux.mask + alpha - alpha.detach() if alpha.requires_grad else self.aux.mask)
+        # adds nothing, and hands the mask's gradient to the scores as it is
+        return rows * (self.aux.mask + (alpha - alpha.detach()) if alpha.requires_grad else self.aux.mask)
 
     def scores(self):
         return self.aux.alpha
@@ -72,9 +74,9 @@ class Ham(Columns):
         mean = (cosine.sum((1, 2)) - own) / max(self.dim * (self.dim - 1), 1)
         return self.orth * (mean * large).sum() / large.sum().clamp(min=1)
 
+    @torch.no_grad()
     def move(self, gradients):
-        self.aux.alpha.grad = gradients[0]
-        self.mover.step()
+        self.aux.alpha.sub_(gradients[0])            # only their order counts: no rate
 
     def allowed(self, t: int, ramp: int) -> int:
         """Numbers that may be on after ``t`` of ``ramp`` steps: from all to ``cells``, by the same factor each step."""
@@ -97,7 +99,6 @@ class Ham(Columns):
 
     def search(self, run):
         self.aux.alpha.requires_grad_(True)
-        self.mover = torch.optim.Adam([self.aux.alpha], self.alpha_lr)
         ramp = max(1, round(self.ramp * run.steps_per_epoch))
         limit = self.fields.n * self.dim
         for t, step in enumerate(run.fit("search", ready=lambda: limit == self.cells), 1):
