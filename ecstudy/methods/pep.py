@@ -40,6 +40,7 @@ from ..tables import FloatTable
 from ._pruned import Pruned
 
 BEGIN = -15.0                            # of the clock until a schedule sets it: thresholds of 3e-7
+OFF = -1e4                               # thresholds of exactly 0
 BLOCK = 1 << 14                          # rows, a multiple of 64 so that blocks of marks begin with a word
 CHECKS = 100                             # how often values are counted in a long search
 SMALL = 1e-30                            # instead of thresholds that round to zero
@@ -138,7 +139,7 @@ class Pep(Pruned):
             part.copy_(torch.empty(part.shape).uniform_(-bound, bound, generator=generator))
             place = torch.arange(start * self.dim, start * self.dim + part.numel(), device=part.device)
             part.mul_(self.aux.mask.get(place).view(part.shape))
-        self.aux.clock.fill_(-math.inf)
+        self.aux.clock.fill_(OFF)
         self.table.keep_zeros = True
 
     # --- the schedule -----------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ class Pep(Pruned):
 
     def fit(self, rows):
         super().fit(rows)
-        self.aux.clock.fill_(-math.inf)
+        self.aux.clock.fill_(OFF)
 
     def deploy(self):
         if not self.deployed and not self.table.weight.is_meta:

@@ -35,9 +35,11 @@ WHOLE_BATCH = dict(
     dpq="its centroids are pulled and replaced by the queries of the whole batch",
     esapn="its policy is rewarded by all rows of a batch in which an id occurs",
     fiited="utilities count the look-ups and gradients of the whole batch",
+    ham="its penalty takes the distinct rows of the whole batch; give orth=0, which needs none",
     mgqe="its centroids are pulled and replaced by the queries of the whole batch",
     nis="its controller draws a choice for each row of the whole batch",
     opt_embed="its supernet draws a width for each id of the whole batch; give widths=, which need no supernet",
+    pep="decay takes each row of the whole batch once; give decay=0",
 )
 
 _current: Group | None = None
@@ -60,7 +62,8 @@ def check(cell, count: int) -> None:
 
     spec = cell.spec
     free = dict(adapt_emb=not spec.options.get("dynamic"), auto_dim="widths" in spec.options,
-                opt_embed="widths" in spec.options)
+                opt_embed="widths" in spec.options, pep=spec.options.get("decay") == 0,
+                ham=spec.options.get("orth") == 0 or "widths" in spec.options)
     if spec.name in WHOLE_BATCH and not free.get(spec.name):
         raise CellError(f"{spec.name} cannot run on {count} processes: {WHOLE_BATCH[spec.name]}; or run it without "
                         "torchrun")
