@@ -13,7 +13,7 @@ import pandas as pd
 
 from .. import paths
 from ..extras import need
-from . import ablations, store
+from . import ablations, store, stream
 from .row import CellError, known
 from .statistics import publish_contrasts
 from .sweep import sweep
@@ -43,7 +43,8 @@ def files(profile: str, only=None) -> list[Path]:
     return [p for p in found if not only or p.stem in only]
 
 
-ORDER = ("dlrm", "model_impact", "dimension_impact", "ablations", "rag")      # later ones use rows of earlier ones
+# later ones use rows of earlier ones
+ORDER = ("dlrm", "model_impact", "dimension_impact", "ablations", "in_training", "rag")
 
 
 def notebook(path: Path) -> str:
@@ -76,6 +77,9 @@ def measure(path, *, processes: int | None = None, progress: bool | None = None)
 
         settings = {k: v for k, v in settings.items() if k != "processes"}
         return pd.concat(retrieve(**settings, progress=progress).values(), ignore_index=True)
+    if notebook(path) == "in_training":
+        settings = {_PLURAL.get(k, k) if k != "dataset" else k: v for k, v in settings.items()}
+        return pd.concat(stream.study(**settings, progress=progress).values(), ignore_index=True)
     rows = sweep(**{_PLURAL.get(k, k): v for k, v in settings.items()}, progress=progress)
     if notebook(path) == "dlrm":
         yardsticks(settings["dataset"], section=settings["section"], progress=progress)
@@ -98,6 +102,8 @@ def publish(path) -> list[Path]:
     # ablations prepare the data in several ways, whose names go on after its own
     match = [name for name in store.results(section)["dataset"].unique() if name.startswith(data)]
     written = [store.publish(section, dataset=match or [data])]
+    if notebook(path) == "in_training":                    # Full's figures are in every trace
+        return [*written, stream.publish(section)]
     if notebook(path) != "ablations":                      # which compare with a setting of their own
         with contextlib.suppress(CellError):               # without Full there is nothing to compare
             written.append(publish_contrasts(section))

@@ -2,7 +2,8 @@
 
 A row has task ``stream``. Its ``auc``, ``ne`` and ``logloss`` are progressive over the second half of the stream: each
 batch is predicted by the module as it stands when the batch arrives, before anything saw its labels
-(:class:`ecstudy.training.Stream`); validation and test rows are not read. ``bytes_training`` is the most it held while
+(:class:`ecstudy.training.Stream`); ``valid_auc`` is the same figure, as validation and test rows are not read.
+``bytes_training`` is the most it held while
 training, ``bytes_inference`` what it ships at the end, ``peak_bytes`` how far the process grew from before the module
 was made, ``seconds`` the time of training alone. ``trace`` has what happened on the way, one line per window of the
 stream; it is kept in ``runs/traces`` and published beside the rows.
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -27,6 +29,7 @@ from ..training.stream import Stream, one_stage
 from ..training.timeline import FakeRun, example
 from . import store
 from .row import Cell, CellError, _number, _open, hash_of
+from .statistics import by_spec
 from .sweep import sweep as sweep_of
 
 TASK, SECTION = "stream", "in_training"
@@ -100,7 +103,9 @@ class StreamCell(Cell):
         return run_stream(self, progress)
 
     def row(self, measured: dict) -> dict:
-        return super().row(measured | dict(task=TASK, settings=self.settings))
+        measured = dict(measured)
+        more = dict(fields=measured.pop("fields")) if "fields" in measured else {}
+        return super().row(measured | dict(task=TASK, settings=self.settings | more))
 
 
 def run_stream(cell: StreamCell, progress=None) -> dict:
@@ -116,14 +121,15 @@ def run_stream(cell: StreamCell, progress=None) -> dict:
             run.go()
             half = run.rows // 2
             row |= run.measures(half, run.rows)
-            row |= dict(zip(("auc_low", "auc_high"), auc_interval(run.train.split.label[half:], run.logit[half:])[1:]))
+            low, high = auc_interval(run.train.split.label[half:], run.logit[half:])[1:]
         except Diverged as error:
             return diverged(row, run, error)
         with torch.no_grad():
             emb.before_evaluation()
             emb.deploy()
     _keep(cell.run_id, run.trace)
-    return weighed(cell, row, run) | dict(peak_bytes=most.bytes, epochs=1.0)
+    return weighed(cell, row, run) | dict(auc_low=low, auc_high=high, valid_auc=row["auc"], peak_bytes=most.bytes,
+                                          epochs=1.0, fields=dict(zip(dataset.fields, dataset.cardinalities)))
 
 
 # -- traces ----------------------------------------------------------------------------------------------------------
@@ -148,10 +154,9 @@ def traces(rows: pd.DataFrame) -> pd.DataFrame:
     """What happened on the way: the lines of the traces of ``rows``, each beside the columns of its row.
 
     A trace is read from where it was measured, else from what is published; runs of which neither is there are left
-    out. Columns: those of a row that say which run it is, and :data:`TRACE`; :func:`kept` reads its last one.
+    out. Columns: those of a row that say which run it is, ``settings`` among them, and :data:`TRACE`, whose ``kept``
+    :func:`kept` reads.
     """
-    from ..report.summary import by_spec
-
     path, published = paths.results() / PUBLISHED, None
     parts = []
     for run_id in rows.loc[rows["status"].eq("ok"), "run_id"]:
@@ -162,14 +167,22 @@ def traces(rows: pd.DataFrame) -> pd.DataFrame:
             published = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=TRACE)
         parts.append(published[published["run"] == run_id])
     which = by_spec(rows)[["run_id", "dataset", "model", "dim", "method", "family", "budget", "seed", "lr", "batch",
-                           "bytes_full", "bytes_inference"]].rename(columns={"run_id": "run"})
+                           "bytes_full", "bytes_inference", "settings"]].rename(columns={"run_id": "run"})
     found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=TRACE)
     return which.merge(found, on="run")
 
 
-def kept(line) -> list[list[int]] | None:
-    """Live chunks ``[F][k]`` of a line of :func:`traces`, None for a method that does not tell."""
-    return json.loads(line) if isinstance(line, str) and line else None
+def kept(line: dict) -> tuple[list[str], np.ndarray] | None:
+    """Fields, largest first, and the share of their chunks that is live [F, k], of a line of :func:`traces`.
+
+    None for a method that does not tell.
+    """
+    if not isinstance(line["kept"], str) or not line["kept"]:
+        return None
+    sizes = json.loads(line["settings"])["fields"]
+    order = sorted(range(len(sizes)), key=lambda f: -list(sizes.values())[f])
+    names, size = list(sizes), np.array(list(sizes.values()))
+    return [names[f] for f in order], (np.array(json.loads(line["kept"])) / size[:, None])[order]
 
 
 def publish(section: str = SECTION) -> Path:
