@@ -151,6 +151,8 @@ def weigh(spec: str | Spec, num_embeddings: int | Sequence[int], dim: int = 16, 
           base_dim: int | None = None) -> dict:
     """What a method would weigh, without training or allocating: one row of ``ecstudy weigh``.
 
+    Its ``reason`` says why a budget cannot be reached, or that it is only a limit to what training will choose.
+
     ``base_dim`` is the dimension whose full table a fractional budget refers to (default: ``dim``).
     """
     full = full_bytes(num_embeddings, base_dim or dim)
@@ -159,7 +161,9 @@ def weigh(spec: str | Spec, num_embeddings: int | Sequence[int], dim: int = 16, 
     try:
         found = solve(spec, num_embeddings, dim, limit)
         inference, training = found.inference, found.training
-        row["knob"] = found.knob
+        row["knob"], cls = found.knob, get(parse(spec).name)
+        says = [] if cls.budgeted else ["its source has no budget, the limit is ours"]
+        row["reason"] = "; ".join(says + ["what ships is learned, at most this"] * cls.learns_size)
     except Unreachable as error:
         inference, training = error.closest, None
         row |= dict(reachable=False, reason=error.reason)

@@ -74,6 +74,7 @@ class Method(nn.Module):
     time: str = ""                      # work of looking up one id, in LaTeX
     needs_counts = False                # wants counts=: training occurrences of each id [n]
     learns_size = False                 # what ships is decided by training: a build weighs the most it can become
+    budgeted = True                     # False: the method has no budget in its source, its limit is this study's
     trains = True                       # False: only :meth:`fit` fills it, so it is no part of training studies
     seed = 0                            # of what :meth:`fit` draws; ``ecstudy.make`` sets it
     fits_deployed = False               # :meth:`fit` fills what ships, so nothing larger is ever allocated

@@ -186,6 +186,16 @@ def test_bad_arguments_are_named():
             make(spec)
 
 
+def test_weigh_says_where_a_limit_is_not_the_papers():
+    for spec, ours in [("nis", False), ("esapn", True), ("amtl", True), ("auto_emb|int8", True)]:
+        row = ec.weigh(spec, [5000, 300, 7], 16, 0.3)
+        assert row["reachable"] and ("its source has no budget" in row["reason"]) == ours
+        assert row["reason"].endswith("what ships is learned, at most this")
+    row = ec.weigh("esapn", [5000, 300, 7], 16, 0.1)
+    assert not row["reachable"] and "the smallest esapn" in row["reason"]
+    assert ec.weigh("compo", [5000, 300, 7], 16, 0.3)["reason"] == ""
+
+
 # --- nis --------------------------------------------------------------------------------------------------------------
 
 def test_bands_are_ranks_by_count_and_ties_go_to_the_lower_id():

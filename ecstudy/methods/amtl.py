@@ -82,6 +82,7 @@ class Amtl(Method):
     space = r"\sum_i k_i + n / 32 + \ldots, \; k_i \le d"
     time = r"O(d)"
     learns_size = True
+    budgeted = False
     needs_counts = True
 
     def __init__(self, fields, dim, cells=None, counts=None, hidden=16, push=1.0, anneal=1.0, rows=None):

@@ -50,6 +50,7 @@ class AutoDim(Method):
     space = r"\sum_f d_f (n_f + d)"
     time = r"O(d_f d)"
     learns_size = True
+    budgeted = False
 
     def __init__(self, fields, dim, cells=None, first=2, alpha_lr=0.01, anneal=1.0, second_order=False, reset=True,
                  widths=None):

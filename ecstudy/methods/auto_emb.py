@@ -66,6 +66,7 @@ class AutoEmb(Method):
     space = r"\sum_i d_i + n / 32 + \ldots + F d^2"
     time = r"O(d_i d)"
     learns_size = True
+    budgeted = False
     needs_counts = True
 
     def __init__(self, fields, dim, cells=None, counts=None, first=2, lr=0.001, rows=None):

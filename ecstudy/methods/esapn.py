@@ -54,6 +54,7 @@ class Esapn(Method):
     space = r"\sum_i d_i + n / 32 + \ldots + F d^2"
     time = r"O(d_i d + d^3)"
     learns_size = True
+    budgeted = False
 
     def __init__(self, fields, dim, cells=None, first=2, explore=0.05, last=5, policy_lr=0.001, rows=None):
         super().__init__(fields, dim)

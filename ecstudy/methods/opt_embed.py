@@ -66,6 +66,7 @@ class OptEmbed(Method):
     space = r"\sum_f r_f d_f, \; r_f \le n_f"
     time = r"O(d)"
     learns_size = True
+    budgeted = False
 
     def __init__(self, fields, dim, cells=None, push=1e-5, t_lr=1e-4, generations=30, population=20, widths=None,
                  rows=None):
