@@ -24,11 +24,18 @@ class Hashes(nn.Module):
         super().__init__()
         self.register_buffer("seed", torch.randint(-2 ** 63, 2 ** 63 - 1, shape))
 
-    def forward(self, key: Tensor, rows: int, seed: Tensor | None = None) -> Tensor:
-        """Numbers below ``rows`` (at most 2^31) for ``key [...]`` by all functions, or by those of ``seed``.
+    def bits(self, key: Tensor, seed: Tensor | None = None) -> Tensor:
+        """32 hashed bits of ``key [...]`` by each function, or by those of ``seed``, as int64.
 
         The last dimension of the seeds counts the functions of one key; those before it go with the key's last ones.
         """
-        seed = self.seed if seed is None else seed
-        # the upper half of 64 bits times rows, its upper half again: as even as a remainder, without a division
-        return (mix(key.long()[..., None] ^ seed) >> 32 & (1 << 32) - 1) * rows >> 32
+        return mix(key.long()[..., None] ^ (self.seed if seed is None else seed)) >> 32 & (1 << 32) - 1
+
+    def forward(self, key: Tensor, rows: int, seed: Tensor | None = None) -> Tensor:
+        """Numbers below ``rows`` (at most 2^31) for ``key [...]``, one by each function: see :meth:`bits`."""
+        return below(self.bits(key, seed), rows)
+
+
+def below(bits: Tensor, rows: int) -> Tensor:
+    """32 ``bits`` as numbers below ``rows``, as evenly as a remainder and without a division."""
+    return bits * rows >> 32

@@ -29,7 +29,7 @@ import torch
 from ..maps import marked_ids
 from ..method import BLOCK, Method, require_counts
 from ..tables import FloatTable, take
-from ._hashing import Hashes
+from ._hashing import Hashes, below
 
 
 class DoubleHash(Method):
@@ -75,18 +75,21 @@ class DoubleHash(Method):
         return self._rows(self.fields.flat(ids))
 
     def _rows(self, flat):
-        own = self.map.find(flat)[..., None] * self.parts
-        own = torch.cat([own, own + (self.parts - 1)], -1)
-        first, more = self.hash(flat, self.shared)[..., 0], self.hash(flat, max(self.shared - 1, 1))[..., 1]
-        second = first + 1 + more if self.shared > 1 else first       # any of the others
+        own = self.map.find(flat) * self.parts
+        first, second = self.hash.bits(flat).unbind(-1)
+        first = below(first, self.shared)
+        second = below(second, self.shared - 1) + first + 1 if self.shared > 1 else first     # any of the others
         second = torch.where(second >= self.shared, second - self.shared, second)
-        return torch.where(own < 0, torch.stack([first, second], -1) + self.hot * self.parts, own)
+        rare, base = own < 0, self.hot * self.parts
+        return torch.stack([torch.where(rare, first + base, own),
+                            torch.where(rare, second + base, own + (self.parts - 1))], -1)
 
     def lookup(self, codes):
         rows = self.table.gather(codes)
         if self.parts == 2:
             return rows.flatten(-2)
-        return rows.sum(-2) * torch.where(codes[..., :1] < self.hot, 0.5, 1.0)
+        first, second = rows.unbind(-2)                       # faster than a sum over them
+        return (first + second) * torch.where(codes[..., :1] < self.hot, 0.5, 1.0)
 
     def allocation(self):
         """A frequent id owns its row; of the others' rows those that no second id falls on."""

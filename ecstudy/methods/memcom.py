@@ -14,7 +14,7 @@ unreachable.
 **Deviations** Multipliers begin at 1 and biases at 0, from where they may go anywhere, below zero too; the first
 values were not recovered from the source. The paper's ids are sorted by frequency, so the most frequent ones never
 share a row; ids of this study are in the order of their strings, and a map to another order would take 32 bits an id.
-``|int8`` takes one scale for all multipliers, a byte each, so the floor falls to a quarter. ``fit`` gives a trained
+``|int8`` takes one scale for all multipliers, a byte each, so the floor falls to a quarter (``|fp16``: a half). ``fit`` gives a trained
 matrix's vectors that share a row their best common direction (20 power iterations), and with biases takes each
 vector's mean first.
 """
@@ -57,7 +57,8 @@ class Memcom(HashTrick):
     def fit(self, rows):
         # the best rank-one form of the vectors that share a row: all else is orthogonal to their common direction
         weight, scale = self.table.weight.detach(), self.scale.weight.detach()
-        common = torch.randn(1, self.dim, generator=torch.Generator().manual_seed(self.seed)).expand(weight.shape)
+        common = torch.randn(1, self.dim, generator=torch.Generator().manual_seed(self.seed))
+        common = common.to(weight.device).expand(weight.shape)
         for last in [False] * ROUNDS + [True]:
             total, square = torch.zeros_like(weight), weight.new_zeros(len(weight), 1)
             for start in range(0, self.fields.n, BLOCK):
@@ -67,7 +68,7 @@ class Memcom(HashTrick):
                 if self.bias is not None:
                     self.bias.weight.detach()[start:start + len(part)] = part.mean(1)
                     part = part - part.mean(1, keepdim=True)
-                factor = (part * take(common, row).to(part)).sum(1, keepdim=True)
+                factor = (part * take(common, row)).sum(1, keepdim=True)
                 if last:                                              # common is a unit vector now
                     scale[start:start + len(part)] = factor[:, 0]
                     square.index_add_(0, row, factor.square())

@@ -64,7 +64,7 @@ class Unified(Method):
 
     def lookup(self, codes):
         pieces = self.table.gather(codes)
-        return pieces.flatten(-2) if self.combine == "concat" else pieces.sum(-2)
+        return pieces.flatten(-2) if self.combine == "concat" else sum(pieces.unbind(-2))
 
     def fit(self, rows):
         if self.combine == "sum" and self.lookups > 1:
