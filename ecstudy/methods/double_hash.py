@@ -2,7 +2,7 @@ r"""Rows of their own for the most frequent ids; every other id is the sum of tw
 
 **Idea** (Zhang et al., RecSys 2020, arXiv 2007.14523). Frequent ids are worth a row, rare ones are not, but rare ids
 that share a row with a frequent one disturb it. So the $K$ most frequent ids $H$ leave the hashed table, and two
-hashes tell the others apart, of which one alone collides in $n / m$ ids and both in $n / m^2$:
+hashes tell the others apart: by one an id agrees with about $n / m$ others, by both with $n / m^2$.
 $$e(i) = P[\mathrm{rank}(i)] \;\text{ for } i \in H, \qquad e(i) = Q[h_1(i)] + Q[h_2(i)] \;\text{ otherwise.}$$
 ``combine="concat"`` puts two half rows one after the other instead; then their order counts.
 

@@ -14,9 +14,9 @@ unreachable.
 **Deviations** Multipliers begin at 1 and biases at 0, from where they may go anywhere, below zero too; the first
 values were not recovered from the source. The paper's ids are sorted by frequency, so the most frequent ones never
 share a row; ids of this study are in the order of their strings, and a map to another order would take 32 bits an id.
-``|int8`` takes one scale for all multipliers, a byte each, so the floor falls to a quarter (``|fp16``: a half). ``fit`` gives a trained
-matrix's vectors that share a row their best common direction (20 power iterations), and with biases takes each
-vector's mean first.
+``|int8`` takes one scale for all multipliers, a byte each, so the floor falls to a quarter (``|fp16``: a half).
+``fit`` gives a trained matrix's vectors that share a row their best common direction (20 power iterations), and with
+biases takes each vector's mean first.
 """
 from __future__ import annotations
 
