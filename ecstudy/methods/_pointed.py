@@ -12,7 +12,7 @@ from ..method import Method
 from ..tables import FloatTable, as_rows
 from ._nearest import augmented, codes_of, loudest, scoring
 
-FEW = 16                                 # shared rows that must save something, or a field stays whole
+FEW = 64                                 # shared rows that must save something, or a field stays whole
 BLOCK = 1 << 15                          # ids coded at once, a multiple of 8
 
 

@@ -9,7 +9,7 @@ holds in each row the mean of what the centroids left over. Training goes on fro
 together part ways, and the second pointer goes on to tell apart what a centroid holds.
 
 **Stored** for every field two tables of $r \times D$ numbers, the seeds of $g$, and for every id the learned pointers,
-$C$ of $\lceil \log_2 r \rceil$ bits, end to end. A field where 16 rows would save nothing is a plain table.
+$C$ of $\lceil \log_2 r \rceil$ bits, end to end. A field where 64 rows would save nothing is a plain table.
 The published counts leave pointers out; here they are most of what ships: at dimension 16 four chunks take 0.78 % of
 the full table for every bit of a pointer. **Size** by ``rows`` = $r$, which is the same for all fields, but no more
 than a quarter of a field's ids: both tables together stay below half of it. ``chunks=1`` has one pointer instead of

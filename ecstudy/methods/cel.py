@@ -14,7 +14,7 @@ with the $N_i$ interactions of the interval and the Fisher matrix $F$ of the fie
 interactions, which for a log loss is the mean curvature. Over $c$ it is a nearest-neighbour problem.
 
 **Stored** up to $M$ vectors for every field, and for every id the number of its cluster in $\lceil \log_2 M \rceil$
-bits. A field where 16 clusters would save nothing is a plain table. **Size** by ``clusters`` = $M$, the same for all
+bits. A field where 64 clusters would save nothing is a plain table. **Size** by ``clusters`` = $M$, the same for all
 fields, but no more than half as many as a field has ids. The paper sets no size: it splits as long as clusters have
 interactions enough. Clusters that no split needed, or that lost all their ids, ship unused.
 
@@ -72,7 +72,7 @@ class Cel(Pointed):
     space = r"\frac{1}{32} n \log_2 M + M F d"
     time = r"O(d)"
 
-    def __init__(self, fields, dim, clusters=None, splits=4, every=0.1, rounds=20, least=10, prior=10.0,
+    def __init__(self, fields, dim, clusters=None, splits=4, every=0.25, rounds=20, least=10, prior=10.0,
                  candidates=4096):
         super().__init__(fields, dim)
         most = max(1, fields.largest // 2)

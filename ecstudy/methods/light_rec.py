@@ -15,10 +15,10 @@ with as many codes of as many bits, which cuts a vector into parts, codebooks we
 columns have in common. At dimension 16 each level of 256 codewords takes 1.56 % of full, so 1 % is out of reach.
 
 **Training** two stages: the full table, as other methods have it; then every codebook begins as the centroids of
-$k$-means of what the earlier ones leave over, and codewords, matrices, full vectors and the network are trained
-together. Validation codes ids afresh, and deployment codes all rows, block by block. ``tune=False`` leaves the full
-vectors as the first stage made them. In memory: the full table and its moments, 300 %, and codebooks on top. ``fit``
-is the $k$-means of the second stage's beginning.
+$k$-means of what the earlier ones leave over, and codewords, matrices and the network are trained while full vectors
+stay as they are. With ``tune=True`` they go on training too, as they do in a loop of your own. Validation codes ids
+afresh, and deployment codes all rows, block by block. In memory: the full table and its moments, 300 %, and codebooks
+on top. ``fit`` is the $k$-means of the second stage's beginning.
 
 **Deviations** The published code has $s_b = x^\top M_b\, c$ with random $M_b$, so that long codewords are chosen for
 their length; here the similarity is $2\, x^\top M_b\, c - \lVert c\rVert^2$ with $M_b = 1$ at first, the nearest
@@ -27,8 +27,8 @@ length of a level's codewords: vectors of a click model are far shorter than one
 order of items for a user; a click model has neither, and what is distilled is the vector itself, as in a later code
 of the first author: the mean square of $e - \mathrm{sg}(x)$ over a batch, summed over fields, times ``distil``. It
 acts as a gradient in the backward pass, so the module trains in any loop. How the paper keeps codebooks diverse was not
-recovered; $k$-means of what is left over is our choice (it stands in the published code as a comment). That code keeps
-full vectors fixed; the paper speaks of training end to end.
+recovered; $k$-means of what is left over is our choice (it stands in the published code as a comment). Full vectors
+are fixed in the published code; the paper speaks of training end to end.
 """
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class LightRec(Pointed):
     time = r"O(B d)"
 
     def __init__(self, fields, dim, books=None, codewords=256, similarity="distance", temperature=0.9, distil=1.0,
-                 tune=True):
+                 tune=False):
         super().__init__(fields, dim)
         if codewords not in [2 ** b for b in range(1, 9)]:
             raise ValueError(f"codewords={codewords}: expected a power of two from 2 to 256")
@@ -79,7 +79,8 @@ class LightRec(Pointed):
         if isinstance(self.books, bool) or not isinstance(self.books, int) or not 1 <= self.books <= dim:
             raise ValueError(f"books={books!r}: expected an integer from 1 to the embedding dimension, {dim}")
         self.k, self.bits, self.distance = codewords, codewords.bit_length() - 1, similarity == "distance"
-        self.temperature, self.distil, self.tune, self.plain = temperature, distil, tune, False
+        self.temperature, self.distil, self.tune = temperature, distil, tune
+        self.plain = self.fixed = False                                  # how a stage of the schedule looks up
         self._lay_out([-(-USUAL * self.bits // 8) * size + 4 * USUAL * codewords * dim < 4 * size * dim
                        for size in fields.sizes])
         self.table = FloatTable(fields.n, dim, fields.bound())           # of all fields, until it is deployed
@@ -158,7 +159,7 @@ class LightRec(Pointed):
             return self._joined(self.table.gather(row), whole)
         per = PerField(row, take(self.fields.offset, self.coded))
         training = self.training and torch.is_grad_enabled() and len(per.unique) > 0
-        x = self.table.gather(per.unique) if self.tune and training else self.table.read(per.unique)
+        x = self.table.gather(per.unique) if training and not self.fixed else self.table.read(per.unique)
         if not training:
             return self._joined(take(self.aux.codeword.gather(self._coded(x, per.field)).sum(-2), per.inverse), whole)
         out = self._soft(x, per)
@@ -171,7 +172,7 @@ class LightRec(Pointed):
     def schedule(self, run):
         self.plain = True
         yield from run.fit("warm-up", shared="full")
-        self.plain = False
+        self.plain, self.fixed = False, not self.tune
         self.begin(self.table.weight)
         yield from run.fit("codes")
 
