@@ -140,7 +140,8 @@ def test_shares_keep_their_mean_and_stay_below_one():
 
 @pytest.mark.parametrize("form", [*SERVING, None])
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 3000), st.sampled_from([1, 2, 4, 8]), st.floats(0, 1), st.integers(0, 1000))
+@given(st.integers(1, 3000), st.sampled_from([1, 2, 3, 4, 8, 12]), st.floats(0, 1),
+       st.integers(0, 1000))
 def test_every_form_finds_every_chunk_and_no_other(form, rows, k, share, seed):
     rng = np.random.default_rng(seed)
     kept = max(1, int(share * rows * k))
@@ -162,31 +163,38 @@ def test_every_form_finds_every_chunk_and_no_other(form, rows, k, share, seed):
     assert ec.memory(small) < ec.memory(table)
 
 
-@pytest.mark.parametrize("bits", [10, 33, 47, 62])
-def test_the_hash_covers_universes_of_any_size(bits):
+@pytest.mark.parametrize("k", [1, 4, 5])
+@pytest.mark.parametrize("bits", [10, 33, 47, 57])
+def test_the_hash_covers_universes_of_any_size(bits, k):
     rng = np.random.default_rng(bits)
-    chunks = torch.from_numpy(np.unique(np.append(rng.integers(0, 2 ** bits, 500), [0, 2 ** bits - 1])))
-    index = CompactHash(2 ** bits, len(chunks))
-    order = index.fill(chunks)
-    place, found = index.locate(chunks)
-    assert bool(found.all()) and torch.equal(order[place], torch.arange(len(chunks)))
-    others = torch.from_numpy(rng.integers(0, 2 ** bits, 2000))
-    assert torch.equal(index.locate(others)[1], torch.isin(others, chunks))
+    chunks = torch.from_numpy(np.unique(np.append(rng.integers(0, k << bits, 600), [0, (k << bits) - 1])))
+    index = CompactHash(1 << bits, k, len(chunks))
+    order = index.fill(chunks // k, chunks % k)
     assert torch.equal(index.chunks(), chunks)
-    # some 500 chunks are 16 buckets, so all but 4 bits are stored
-    assert index.low == bits - 4 and index.key.element_size() == {10: 1, 33: 4, 47: 8, 62: 8}[bits]
+    # so many buckets that 16 to 32 chunks share one: all but their bits are stored
+    buckets = len(index.start) - 1
+    assert 16 <= len(chunks) / buckets < 32 and 2 ** index.low * buckets == 2 ** (bits + (k - 1).bit_length())
+    assert index.key.element_size() == next(size for size in (1, 2, 4, 8) if 8 * size >= index.low)
+    held = {}
+    for chunk in chunks.tolist():
+        held.setdefault(chunk // k, []).append(chunk % k)
+    rows = torch.cat([chunks // k, torch.from_numpy(rng.integers(0, 1 << bits, 500))])
+    place, code = index.span(rows)
+    assert code.tolist() == [sum(1 << j for j in held.get(row, [])) for row in rows.tolist()]
+    first = torch.tensor([row * k + min(held[row]) for row in (chunks // k).tolist()])
+    assert torch.equal(chunks[order][place[:len(chunks)]], first)
 
 
 def test_the_hash_takes_few_bytes_per_chunk_and_halves_small_buckets():
     rng = np.random.default_rng(1)
-    universe, kept = 4 * 33_762_577, 200_000
-    chunks = torch.from_numpy(np.unique(rng.integers(0, universe, kept)))
+    rows, kept = 33_762_577, 200_000
+    chunks = torch.from_numpy(np.unique(rng.integers(0, 4 * rows, kept)))
     for spaced in (chunks, torch.arange(len(chunks)) * 4, torch.arange(len(chunks)) + 10 ** 8):
-        index = CompactHash(universe, len(chunks))
-        index.fill(spaced)
+        index = CompactHash(rows, 4, len(chunks))
+        index.fill(spaced // 4, spaced % 4)
         assert ec.memory(index) < 2.4 * len(chunks)              # the 4.4 bytes of open addressing are the usual count
-        assert int(index.start.diff().max()) < 80                # a bucket of 16 to 32 on average, however ids lie
-    weights = [ec.memory(CompactHash(universe, m, "meta")) for m in range(1, 400_000, 997)]
+        assert int(index.start.diff().max()) < 100               # 16 to 32 on average, however ids lie
+    weights = [ec.memory(CompactHash(rows, 4, m, "meta")) for m in range(1, 400_000, 997)]
     assert weights == sorted(weights)
 
 

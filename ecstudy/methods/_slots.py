@@ -6,6 +6,7 @@ utilities that decide who owns one. :class:`ChunkTable` ships: the surviving chu
 """
 from __future__ import annotations
 
+import functools
 import math
 from typing import Sequence
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..memory import memory
 from ..method import Method
 from ..select import largest
-from ..sparse import Bits, smallest_int
+from ..sparse import Bits, popcount, smallest_int, windows
 from ..tables import FloatTable, Holder, as_rows, coalesce, take
 from ._ids import IdMap
 
@@ -193,52 +194,70 @@ class Slots(Holder):
 
 
 class Addresses(nn.Module):
-    """The place of each chunk, one number per chunk."""
+    """One number per chunk: its place among the surviving ones, from 1."""
 
-    def __init__(self, chunks: int, kept: int, device=None):
+    def __init__(self, rows: int, k: int, kept: int, device=None):
         super().__init__()
-        self.register_buffer("address", torch.zeros(chunks, dtype=smallest_int(kept), device=device))
+        self.k = k
+        self.register_buffer("address", torch.zeros(rows, k, dtype=smallest_int(kept), device=device))
 
-    def fill(self, chunks):
-        self.address[chunks] = torch.arange(1, len(chunks) + 1, device=chunks.device).to(self.address.dtype)
+    def fill(self, row, position):
+        place = torch.arange(1, len(row) + 1, device=row.device).to(self.address.dtype)
+        self.address.view(-1)[row * self.k + position] = place
 
-    def locate(self, chunk):
-        address = take(self.address, chunk).long()
-        return address - 1, address > 0
+    def span(self, row):
+        address = take(self.address, row).long()
+        held = address > 0
+        return address.amax(1) - held.sum(1), (held.long() << torch.arange(self.k, device=row.device)).sum(1)
 
 
-class ChunkBits(Bits):
-    """One bit per chunk and how many are set before every 64 of them; chunks stand in order."""
+class ChunkBits(nn.Module):
+    """One bit per chunk and how many are set before every 64 of them; the bits of a row stand in one word."""
 
-    def __init__(self, chunks: int, kept: int, device=None):
-        super().__init__(chunks, device)
+    def __init__(self, rows: int, k: int, kept: int, device=None):
+        super().__init__()
+        self.shift, self.mask = (k - 1).bit_length(), (1 << k) - 1 if k < 64 else -1
+        self.bits = Bits(rows << self.shift, device)
+
+    def fill(self, row, position):
+        self.bits.fill((row << self.shift) + position)
+
+    def span(self, row):
+        first = row << self.shift
+        word, at = first >> 6, first & 63
+        own = take(self.bits.words, word)
+        below = own & (torch.ones_like(at) << at).sub_(1)
+        return popcount(below).add_(self.bits.before.at(word)), own.bitwise_right_shift_(at).bitwise_and_(self.mask)
 
 
 class CompactHash(nn.Module):
-    """Surviving chunks only (quotient hashing, Cleary 1984): numbers below ``chunks`` are shuffled one to one; the
-    upper bits name a bucket and need not be stored, the lower ones stand sorted within it, 1, 2, 4 or 8 bytes each.
+    """Surviving chunks only (quotient hashing, Cleary 1984): rows are shuffled one to one; the upper bits of a row's
+    new number name a bucket and need not be stored, the lower ones stand sorted in it with the chunk's position, 1, 2,
+    4 or 8 bytes together.
 
-    A look-up halves one bucket, of some 16 chunks, a few times.
+    A look-up halves one bucket, of some 16 chunks, a few times, and reads the chunks of its row side by side.
     """
 
     DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     ODD = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
 
-    def __init__(self, chunks: int, kept: int, device=None):
+    def __init__(self, rows: int, k: int, kept: int, device=None):
         super().__init__()
-        self.bits = max(2, (chunks - 1).bit_length())
+        self.k, self.shift = k, (k - 1).bit_length()
+        self.bits = max(2, (rows - 1).bit_length())
         self.mask, self.half = (1 << self.bits) - 1, (self.bits + 1) // 2
         start = smallest_int(max(kept, 1 << 15))                  # of places; int32 at least
-        usual = min(self.bits, max(1, kept // 16).bit_length() - 1)
+        usual, both = min(self.bits, max(1, kept // 16).bit_length() - 1), self.bits + self.shift
 
         def weight(size):
-            return size * kept + start.itemsize * ((1 << max(self.bits - 8 * size, usual)) + 1)
+            return size * kept + start.itemsize * ((1 << max(both - 8 * size, usual)) + 1)
 
         size = min(self.DTYPES, key=weight)
-        self.low = self.bits - max(self.bits - 8 * size, usual)   # bits that are stored
+        self.low = both - max(both - 8 * size, usual)             # bits that are stored
         self.bias = 1 << (8 * size - 1) if size in (2, 4) else 0
-        self.register_buffer("key", torch.zeros(kept, dtype=self.DTYPES[size], device=device))
-        self.register_buffer("start", torch.zeros((1 << self.bits - self.low) + 1, dtype=start, device=device))
+        # a row is read as k keys, wherever it would stand
+        self.register_buffer("key", torch.zeros(kept + k, dtype=self.DTYPES[size], device=device))
+        self.register_buffer("start", torch.zeros((1 << both - self.low) + 1, dtype=start, device=device))
 
     def mix(self, x: Tensor) -> Tensor:
         for odd in self.ODD:
@@ -247,42 +266,56 @@ class CompactHash(nn.Module):
         return x
 
     def chunks(self) -> Tensor:
-        """What was filled in, sorted: the shuffle undone."""
+        """Flat chunks that were filled in, sorted: the shuffle undone."""
         bucket = torch.arange(len(self.start) - 1, device=self.key.device)
-        x = bucket.repeat_interleave(self.start.long().diff()) << self.low | self.key.long() + self.bias
+        kept = self.key[:len(self.key) - self.k].long()
+        x = bucket.repeat_interleave(self.start.long().diff()) << self.low | kept + self.bias
+        x, position = x >> self.shift, x & (1 << self.shift) - 1
         for odd in reversed(self.ODD):
             x = x ^ x >> self.half
             x = x * pow(odd, -1, 1 << self.bits) & self.mask
-        return x.sort().values
+        return (x * self.k + position).sort().values
 
-    def fill(self, chunks):
+    def fill(self, row, position):
         """Returns the order in which the chunks are stored."""
-        mixed, order = self.mix(chunks).sort()
-        edges = torch.arange(len(self.start), device=chunks.device) << self.low
+        mixed, order = (self.mix(row) << self.shift | position).sort()
+        edges = torch.arange(len(self.start), device=row.device) << self.low
         self.start.copy_(torch.searchsorted(mixed, edges))
-        self.key.copy_((mixed & (1 << self.low) - 1) - self.bias)
+        self.key[:len(row)] = (mixed & (1 << self.low) - 1) - self.bias
         return order
 
-    def locate(self, chunk):
-        mixed = self.mix(chunk.reshape(-1))
+    def span(self, row):
+        mixed = self.mix(row) << self.shift
         bucket = mixed >> self.low
         place, end = take(self.start, bucket).long(), take(self.start, bucket + 1).long()
-        low = ((mixed & (1 << self.low) - 1) - self.bias).to(self.key.dtype)
-        last = len(self.key) - 1
-        step = 1 << int((end - place).max() if len(place) else 0).bit_length() >> 1
+        low = (mixed & (1 << self.low) - 1) - self.bias
+        step, sought = 1 << int((end - place).max() if len(place) else 0).bit_length() >> 1, low.to(self.key.dtype)
         while step:                                              # those below stand at the front of the bucket
             probe = place + (step - 1)
-            place += ((take(self.key, probe.clamp(max=last)) < low) & (probe < end)) * step
+            place += ((take(self.key, probe.clamp(max=len(self.key) - 1)) < sought) & (probe < end)) * step
             step >>= 1
-        found = (place < end) & (take(self.key, place.clamp(max=last)) == low)
-        return place.view(chunk.shape), found.view(chunk.shape)
+        number = torch.arange(self.k, device=row.device)
+        position = windows(self.key, place, self.k).long().sub_(low[:, None])
+        held = (position < self.k) & (number < (end - place)[:, None])       # none of the row's is below 0
+        return place, torch.where(held, 1 << position.clamp_(0, self.k - 1), 0).sum(1)
 
 
+#: How a row's surviving chunks are found. ``fill(row, position)`` takes them in order and returns the order in which
+#: they are stored, if another; ``span(row [m])`` gives the place of a row's first and, as bits, which are there.
 SERVING = {"address": Addresses, "bitmask": ChunkBits, "hash": CompactHash}
 
 
+@functools.lru_cache(maxsize=16)
+def _places(k: int, device) -> tuple[Tensor, Tensor]:
+    """For each set of ``k`` bits the rank of each bit from 1, and whether it is set [2 ** k, k]."""
+    with torch.inference_mode(False):
+        bit = torch.arange(1 << k)[:, None] >> torch.arange(k) & 1
+        return bit.cumsum(1).to(device), bit.to(device)
+
+
 class ChunkTable(Holder):
-    """``kept`` chunks of ``width`` numbers out of ``rows * k``, to be looked up only; other chunks give zeros.
+    """``kept`` chunks of ``width`` numbers out of ``rows * k``, to be looked up only. Row 0 of ``values`` is what other
+    chunks read: zeros.
 
     ``form`` names how they are found, one of ``address``, ``bitmask`` and ``hash`` (unless given: the lightest).
     """
@@ -290,24 +323,28 @@ class ChunkTable(Holder):
     def __init__(self, rows: int, k: int, width: int, kept: int, form: str | None = None, device=None):
         super().__init__()
         self.shape, self.rows, self.k, self.width = (kept, width), rows, k, width
-        self.form = form or min(SERVING, key=lambda name: memory(SERVING[name](rows * k, kept, "meta")))
-        self.index = SERVING[self.form](rows * k, kept, device)
+        self.form = form or min(SERVING, key=lambda name: memory(SERVING[name](rows, k, kept, "meta")))
+        self.index = SERVING[self.form](rows, k, kept, device)
         with torch.device(device or torch.get_default_device()):
-            self.values = FloatTable(kept, width, 0.0).requires_grad_(False)
+            self.values = FloatTable(kept + 1, width, 0.0).requires_grad_(False)
 
     def fill(self, chunks: Tensor, values: Tensor) -> None:
         """Take sorted distinct flat chunks [kept] and their values [kept, width]."""
-        order = self.index.fill(chunks)
-        self.values.weight.copy_(values if order is None else values.index_select(0, order))
+        order = self.index.fill(chunks // self.k, chunks % self.k)
+        self.values.weight[1:] = values if order is None else values.index_select(0, order)
 
-    def locate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Place of each chunk of ``rows [...]``, ``[..., k]``, and whether it is there."""
-        return self.index.locate(rows[..., None] * self.k + torch.arange(self.k, device=rows.device))
+    def locate(self, rows: Tensor) -> Tensor:
+        """Row of ``values`` for each chunk of ``rows [...]``, ``[..., k]``; 0 for those that did not survive."""
+        start, held = self.index.span(rows.reshape(-1))
+        if self.k <= 8:
+            rank, there = (take(table, held) for table in _places(self.k, rows.device))
+        else:
+            there = held[:, None] >> torch.arange(self.k, device=rows.device) & 1
+            rank = there.cumsum(1)
+        return rank.add_(start[:, None]).mul_(there).view(rows.shape + (self.k,))
 
     def gather(self, index):
-        place, found = self.locate(index)
-        values = self.values.gather(place.clamp_(0, self.shape[0] - 1))
-        return (values * found[..., None]).flatten(-2)
+        return self.values.gather(self.locate(index)).flatten(-2)
 
     def quantised(self, bits, **options):
         table = ChunkTable(self.rows, self.k, self.width, self.shape[0], self.form, "meta")
@@ -341,8 +378,8 @@ class InTraining(Method):
     def __init__(self, fields, dim, slots, chunks, utility, ratios, gamma, interval, warmup, sample, normalise, spread,
                  online, capacity, serving):
         super().__init__(fields, dim)
-        if chunks not in [k for k in range(1, dim + 1) if dim % k == 0]:
-            raise ValueError(f"chunks={chunks}: expected a divisor of the embedding dimension {dim}")
+        if chunks not in [k for k in range(1, min(dim, 64) + 1) if dim % k == 0]:
+            raise ValueError(f"chunks={chunks}: expected a divisor of the embedding dimension {dim}, at most 64")
         if utility not in ("product", "count", "gradient"):
             raise ValueError(f"utility={utility!r}: expected 'product', 'count' or 'gradient'")
         if not (ratios in ("uniform", "dynamic") or isinstance(ratios, (tuple, list)) and len(ratios) == chunks
@@ -360,8 +397,8 @@ class InTraining(Method):
             raise ValueError("online=True finds ids by a hash, and only it has a capacity: leave out serving= with "
                              "it, and capacity= without it")
         cells = fields.n * chunks
-        if cells > 1 << 62:
-            raise ValueError(f"{cells} chunks: expected at most 2^62, ids times chunks")
+        if cells > 1 << 60:
+            raise ValueError(f"{cells} chunks: expected at most 2^60, ids times chunks")
         self.slots = min(max(1, cells // 10), MOST) if slots is None else slots
         if not 1 <= self.slots <= cells:
             raise ValueError(f"slots={self.slots}: expected 1 <= slots <= {cells} chunks")
@@ -534,11 +571,12 @@ class InTraining(Method):
     @property
     def value_bytes(self) -> int:
         """Bytes of the vectors' numbers alone: what published ratios count. ``ecstudy.memory`` counts the index too."""
-        return memory(self.table.values) if self.deployed else 4 * self.slots * self.dim // self.chunks
+        values = self.table.values if self.deployed else self.aux.slots.weight
+        return memory(values) if isinstance(values, nn.Module) else values.nbytes
 
     def _held(self, rows: Tensor) -> Tensor:
         """Which chunks of virtual rows are live, bool [m, k]."""
-        return self.table.locate(rows)[1] if self.deployed else take(self.aux.slots.address, rows) > 0
+        return (self.table.locate(rows) if self.deployed else take(self.aux.slots.address, rows)) > 0
 
     def kept(self) -> Tensor:
         """Live chunks of each field and chunk position, int64 [F, k]: to watch a training."""

@@ -26,7 +26,7 @@ from ._slots import WARMUP, InTraining
 
 class AdaEmbed(InTraining):
     paper = "OSDI 2023 (Lai et al.)"
-    space = r"s d + \min(5 n / 128,\ s / 4 + n / 256)"
+    space = r"s d + \min(5 n / 128,\ s / 4 + n / 256,\ 9 s / 16)"
     time = r"O(d)"
 
     def __init__(self, fields, dim, slots=None, utility="product", gamma=0.9999, interval=None, warmup=WARMUP,

@@ -54,7 +54,7 @@ from ._slots import WARMUP, InTraining
 
 class Fiited(InTraining):
     paper = "arXiv 2401.04408"
-    space = r"s d / k + \min(5 n k / 128,\ s / 4 + n k / 256)"
+    space = r"s d / k + \min(5 n k / 128,\ s / 4 + n k / 256,\ 9 s / 16)"
     time = r"O(d)"
 
     def __init__(self, fields, dim, slots=None, chunks=4, utility="product", ratios="dynamic", gamma=0.9999,
