@@ -89,6 +89,22 @@ def most_training(method: str):
     return one
 
 
+def shrinks(method: str, budgets: Sequence[float]):
+    """Training memory falls with the budget and is below Full's at each."""
+    def one(rows):
+        full = _shares(rows, [FULL], "bytes_training", (1.0,))
+        own = _shares(rows, [method], "bytes_training", sorted(budgets, reverse=True))
+        if not full or not own:
+            return Verdict(UNTESTED)
+        values = [float(i.values[0]) for i in (*full, *own)]
+        right = all(after < before for before, after in zip(values, values[1:]))
+        verdict = DOES_NOT if not right else HOLDS if len(own) == len(budgets) else UNDECIDED
+        return Verdict(verdict, values[-1], unit="%", text=", ".join(
+            f"{i.name} {v:.4g} %" for i, v in zip((*own, *full), (*values[1:], values[0]))))
+
+    return one
+
+
 # -- quality --------------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +117,16 @@ def gaps(methods, budgets, threshold: float, above: bool):
             own = [cells.gap(m, b) for b in budgets]
             items += [i for i in own if i.values is not None] or [Item(name_of(m), None)]
         return judge(items, threshold, above=above, all_needed=True)
+
+    return one
+
+
+def beats(method: str, other: str):
+    """AUC of ``method`` is above that of ``other`` at every budget that both reached."""
+    def one(rows):
+        cells = Cells(rows)
+        both = [b for b in cells.budgets(method) if b < 1 and cells.of(other, b) is not None]
+        return judge([cells.minus((method, b), (other, b)) for b in both], 0.0)
 
     return one
 
