@@ -33,6 +33,7 @@ TRAITS = {
     "int_quant": dict(wrappable=False),
     "post4bits": dict(rounds=1 / 60, wrappable=False),
     "mixed_prec": dict(wrappable=False),
+    "mpe": dict(selects=True, shape_by_knob=False, wrappable=False),
     "alpt": dict(wrappable=False, budget=0.6),
     "mde": dict(single="(top=2)", exact=False),           # one field is the smallest one: top is its width
     "deeplight": dict(prunes=True),
