@@ -230,6 +230,23 @@ def test_looked_up_rows_and_gradients_are_those_of_the_whole_table(granularity, 
 
 
 @every_device
+@pytest.mark.parametrize("granularity", pep.GRANULARITIES)
+def test_thresholds_rise_where_values_do_harm_and_fall_where_they_help(granularity, device):
+    emb = ec.make(f"pep(granularity='{granularity}')", SIZES, 8).to(device).train()
+    emb.aux.clock.fill_(-6.0)
+    opt, ids = Optimizers(emb, lr=0.01), batch().to(device)
+    for sign in (1, -1):                                 # a loss that grows with the size of values, one that falls
+        before = dense_thresholds(emb).detach().clone()
+        opt.zero_grad()
+        (sign * emb(ids).abs().sum()).backward()
+        if sign < 0:
+            opt = Optimizers(emb, lr=0.01)               # without the momentum of the step before
+        opt.step()
+        moved = sign * (dense_thresholds(emb) - before)[emb.fields.flat(ids).unique()]
+        assert (moved >= 0).all() and (moved > 0).float().mean() > 0.5
+
+
+@every_device
 @pytest.mark.parametrize("granularity", ["global", "field", "feature_dim"])
 @pytest.mark.parametrize("kept", [0, 1, 1000, 855 * 8])
 def test_the_mask_is_what_thresholds_would_prune_last(granularity, kept, device, monkeypatch):
