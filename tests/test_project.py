@@ -18,6 +18,8 @@ import ecstudy as ec
 from ecstudy.fields import Fields
 from ecstudy.registry import names
 from ecstudy.rag.run import RagCell
+from ecstudy.spec import parse
+from ecstudy.study.stream import StreamCell
 from ecstudy.study import ablations, profiles
 from ecstudy.study.row import Cell, CellError, frame
 
@@ -190,12 +192,13 @@ def test_profiles_set_parameters_the_notebook_has(path):
         assert all(RagCell(m, profile["dataset"], profile["questions"], b, s, reader=profile["reader"]).spec
                    for m in profile["methods"] for b in profile["budgets"] for s in profile["seeds"])
         return
-    kept = ("dataset", "batch", "evals_per_epoch", "patience", "max_epochs", "section")
-    Cell(**{k: profile[k] for k in kept}, method="full", seed=profile["seeds"][0])
+    stream = profiles.notebook(path) == "in_training"
+    kept = ("dataset", "batch", "section", *(("windows",) if stream else ("evals_per_epoch", "patience", "max_epochs")))
+    (StreamCell if stream else Cell)(**{k: profile[k] for k in kept}, method="full", seed=profile["seeds"][0])
     if "only" in profile:
         assert set(profile["only"] or ()) <= set(ablations.names())
     else:
-        assert set(profile["methods"]) <= set(names()) and profile["methods"][0] == "full"
+        assert {parse(m).name for m in profile["methods"]} <= set(names()) and profile["methods"][0] == "full"
         assert all(Cell("full", "x", budget=b, lr=lr) for b in profile["budgets"] for lr in profile["lrs"])
 
 

@@ -16,7 +16,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import ecstudy as ec
 from ecstudy import models, paths
-from ecstudy.data import DataError, DatasetWriter, open_dataset
+from ecstudy.data import DataError, DatasetWriter, open_dataset, synthetic
 from ecstudy.data.layout import Dataset
 from ecstudy.report import in_training as figures
 from ecstudy.spec import parse
@@ -31,7 +31,7 @@ sweeping = importlib.import_module("ecstudy.study.sweep")
 def write(folder, label=None, rows: int = 1000) -> Dataset:
     """``rows`` training rows in a fixed order; ``label`` changes their labels."""
     rng = np.random.default_rng(0)
-    with DatasetWriter(folder, name=folder.name, fields=["a", "b", "c"], cardinalities=SIZES, dense=["x"]) as writer:
+    with DatasetWriter(folder, name=folder.name, fields=["z", "b", "c"], cardinalities=SIZES, dense=["x"]) as writer:
         for split, n in (("train", rows), ("valid", 30), ("test", 30)):
             ids, x = np.stack([rng.integers(0, n_f, n) for n_f in SIZES], 1), rng.normal(size=(n, 1))
             y = rng.random(n) < 1 / (1 + np.exp(-np.sin(ids).sum(1) - x[:, 0]))
@@ -52,8 +52,8 @@ def made(spec: str, log: Dataset, budget=None, **options) -> Stream:
 
 def rows_of(log: Dataset, start: int, stop: int):
     split = log.split("train")
-    return (torch.from_numpy(np.array(split.ids[start:stop])).long(), torch.from_numpy(np.array(split.dense[start:stop])),
-            torch.from_numpy(np.array(split.label[start:stop])).float())
+    ids, dense, label = (torch.from_numpy(np.array(a[start:stop])) for a in (split.ids, split.dense, split.label))
+    return ids.long(), dense, label.float()
 
 
 # -- the pass ---------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_a_row_tells_of_the_second_half(home):
     assert row.loc["fiited", "bytes_training"] < row.loc["full", "bytes_training"]
     assert (row["steps"] == 16).all() and (row["epochs"] == 1).all() and (row["seconds"] > 0).all()
     settings = json.loads(row.loc["full", "settings"])
-    assert settings["fields"] == dict(a=40, b=12, c=300) and "patience" not in settings
+    assert settings["fields"] == [["z", 40], ["b", 12], ["c", 300]] and "patience" not in settings
 
 
 def test_ids_depend_on_what_decides(home):
@@ -243,6 +243,15 @@ def test_traces_are_published_and_read_back(home):
     pd.testing.assert_frame_equal(stream.traces(again)[measured.columns], measured, check_dtype=False, rtol=1e-5)
     with pytest.raises(CellError, match="no trace is kept here"):
         stream.publish()
+
+
+def test_an_id_may_be_all_digits(home):
+    rows = stream.sweep("full", dataset="log", dims=DIM, batch=BATCH, windows=2, seeds=0)
+    (home / "runs" / "traces" / f"{rows['run_id'][0]}.csv").unlink()
+    for run in ("1794711173108564", "12e4567890123456"):
+        stream._keep(run, [dict(examples=10 * i, auc=0.5) for i in (1, 2)])
+        found = stream.traces(rows.assign(run_id=run))
+        assert found["examples"].tolist() == [10, 20] and (found["run"] == run).all()
 
 
 def test_an_interrupted_sweep_goes_on(home, monkeypatch):
@@ -288,7 +297,7 @@ class Frozen(Stream):
 
 def test_drift_raises_the_entropy_of_a_frozen_model(tmp_path, monkeypatch):
     monkeypatch.setenv("ECSTUDY_HOME", str(tmp_path))
-    monkeypatch.setitem(__import__("ecstudy.data.synthetic", fromlist=["x"]).PRESETS, "synthetic_easy", ("easy", 24_000))
+    monkeypatch.setitem(synthetic.PRESETS, "synthetic_easy", ("easy", 24_000))
     ne = {}
     for name in ("synthetic_easy", "synthetic_easy_drift1"):
         data = open_dataset(name)
@@ -299,7 +308,8 @@ def test_drift_raises_the_entropy_of_a_frozen_model(tmp_path, monkeypatch):
             run = kind(emb, head, data, Settings(lr=0.02, batch=256), windows=4)
             run.go()
             ne[name[14:], kind.__name__] = run.trace[-1]["ne"]
-    assert ne["_drift1", "Frozen"] > ne["", "Frozen"] + 0.03 and ne["_drift1", "Frozen"] > ne["_drift1", "Stream"] + 0.01
+    frozen = ne["_drift1", "Frozen"]
+    assert frozen > ne["", "Frozen"] + 0.03 and frozen > ne["_drift1", "Stream"] + 0.01
     assert open_dataset("synthetic_easy_drift1").fingerprint != open_dataset("synthetic_easy").fingerprint
     with pytest.raises(DataError, match="expected a number from 0 to 1 after '_drift'"):
         open_dataset("synthetic_easy_drifting")
@@ -311,7 +321,7 @@ def test_drift_raises_the_entropy_of_a_frozen_model(tmp_path, monkeypatch):
 
 def lines(dataset="synthetic_x", shift=0.0) -> pd.DataFrame:
     """Traces of three methods, two seeds and four windows, with figures that can be told by hand."""
-    settings = json.dumps(dict(fields=dict(a=10, b=1000)))
+    settings = json.dumps(dict(fields=[("z", 10), ("b", 1000)]))
     out = []
     for seed in (0, 1):
         for i in range(4):
@@ -321,10 +331,10 @@ def lines(dataset="synthetic_x", shift=0.0) -> pd.DataFrame:
             out += [
                 dict(common, run=f"f{seed}", method="full", family="baseline", budget=1.0, bytes_inference=1000,
                      training_bytes=3000, kept=None, **full),
-                dict(common, run=f"h{seed}", method="hash_trick", family="inter-feature", budget=0.1, bytes_inference=100,
-                     training_bytes=300, kept=None, ne=full["ne"] + 0.05, auc=full["auc"] - 0.1),
-                dict(common, run=f"c{seed}", method="fiited", family="intra-feature", budget=0.1, bytes_inference=100,
-                     training_bytes=700, kept=json.dumps([[10 - i, 8 - seed], [100 * i, 20]]),
+                dict(common, run=f"h{seed}", method="hash_trick", family="inter-feature", budget=0.1,
+                     bytes_inference=100, training_bytes=300, kept=None, ne=full["ne"] + 0.05, auc=full["auc"] - 0.1),
+                dict(common, run=f"c{seed}", method="fiited", family="intra-feature", budget=0.1,
+                     bytes_inference=100, training_bytes=700, kept=json.dumps([[10 - i, 8 - seed], [100 * i, 20]]),
                      ne=full["ne"] - 0.01 + 0.002 * seed + shift * i, auc=full["auc"])]
     return pd.DataFrame(out)
 
@@ -352,12 +362,12 @@ def test_memory_is_drawn_in_per_cent_of_the_weights():
 
 def test_what_is_kept_by_field_and_position():
     names, share = stream.kept(lines().query("run == 'c1'").iloc[3].to_dict())
-    assert names == ["b", "a"] and share == pytest.approx(np.array([[0.3, 0.02], [0.7, 0.7]]))
+    assert names == [("b", 1000), ("z", 10)] and share == pytest.approx(np.array([[0.3, 0.02], [0.7, 0.7]]))
     assert stream.kept(lines().iloc[0].to_dict()) is None
     shown = figures.kept_chunks(lines())
     at = shown.rows.set_index(["examples", "field", "position"])["kept"]
-    assert at[400, "b", 1] == pytest.approx(0.3) and at[100, "a", 2] == pytest.approx((0.8 + 0.7) / 2)
-    # at the end b: (0.3 + 0.02) / 2 of 1,000, a: (0.7 + 0.75) / 2 of 10
+    assert at[400, "b", 1] == pytest.approx(0.3) and at[100, "z", 2] == pytest.approx((0.8 + 0.7) / 2)
+    # at the end b: (0.3 + 0.02) / 2 of 1,000, z: (0.7 + 0.75) / 2 of 10
     assert "largest field, b, keeps 16.0 %" in shown.alt and f"holds {100 * 160 / 167.25:.0f} %" in shown.alt
     with pytest.raises(ValueError, match="'hash_trick' tells"):
         figures.kept_chunks(lines(), "hash_trick")

@@ -54,7 +54,9 @@ def _draw(ax, table: pd.DataFrame, look: dict, dash=None) -> list[tuple]:
     ends = []
     for method in [m for m in look if (table["method"] == m).any()]:
         own, style = table[table["method"] == method], look[method]
-        ax.plot(own["examples"], own["mean"], color=style.color, ls=style.dash if dash is None else dash)
+        every = max(1, len(own) // 4)                        # hues of one family lie close: markers tell them apart
+        ax.plot(own["examples"], own["mean"], color=style.color, ls=style.dash if dash is None else dash,
+                marker=style.marker, markevery=(len(own) % every, every), ms=5)
         if (own["seeds"] > 1).any():
             ax.fill_between(own["examples"], own["low"], own["high"], color=style.color, alpha=0.16, lw=0)
         ends.append((method, own["examples"].iloc[-1], own["mean"].iloc[-1], style))
@@ -65,7 +67,7 @@ def _examples(ax) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     ax.set_xlim(left=0)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
 
 
@@ -138,7 +140,7 @@ def training_memory(found: pd.DataFrame, *, command: str = "") -> Picture:
         raise ValueError("traces of Full alone; memory is compared between methods")
     look = looks(found)
     with drawing():
-        figure, axes = _grid(len(budgets), 2, 4.2, 3.2)
+        figure, axes = _grid(len(budgets), 2, 4.3 if len(budgets) > 1 else 7.6, 3.2)
         for ax, budget in zip(axes, budgets):
             own = rest[rest["budget"] == budget]
             ax.set_yscale("log")
@@ -154,7 +156,7 @@ def training_memory(found: pd.DataFrame, *, command: str = "") -> Picture:
             ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g} %"))
             ax.yaxis.set_minor_formatter(NullFormatter())
         figure.supxlabel("examples seen", color=INK, fontsize=10.5)
-        figure.supylabel("held while training, of the full weights", color=INK, fontsize=10.5)
+        figure.supylabel("while training, % of full weights", color=INK, fontsize=10.5)
         svg = svg_of(figure)
     said = _listed(budgets, [rest[rest["budget"] == b].groupby("method")["pct"].max() for b in budgets], "{:.0f} %")
     text = (f"Full holds {full['pct'].max():.0f} %; " if len(full) else "") + said
@@ -188,9 +190,8 @@ def kept_chunks(found: pd.DataFrame, method: str = "fiited", budget: float | Non
         raise ValueError(f"no trace of {method!r} at the budget {budget!r}; there are {budgets}")
     at = sorted(own["examples"].unique())
     shares = [np.mean([kept(line)[1] for line in own[own["examples"] == x].to_dict("records")], axis=0) for x in at]
-    first = own.iloc[0].to_dict()
-    names, over_time, last = kept(first)[0], np.stack([s.mean(axis=1) for s in shares], axis=1), shares[-1]
-    sizes = np.array(sorted(_fields(first).values(), reverse=True))
+    names, sizes = zip(*kept(own.iloc[0].to_dict())[0])
+    over_time, last, sizes = np.stack([s.mean(axis=1) for s in shares], axis=1), shares[-1], np.array(sizes)
     held = over_time[:, -1] * sizes / (over_time[:, -1] * sizes).sum()
     with drawing():
         import matplotlib.pyplot as plt
@@ -227,12 +228,6 @@ def kept_chunks(found: pd.DataFrame, method: str = "fiited", budget: float | Non
                    f"Share of its chunks that each field keeps, {title(method)} at {100 * budget:.3g} % of the memory, "
                    f"{found['dataset'].iloc[0]}; beside the names, sizes. {said}.", _long(names, sizes, at, shares),
                    command)
-
-
-def _fields(line: dict) -> dict[str, int]:
-    import json
-
-    return json.loads(line["settings"])["fields"]
 
 
 def _long(names, sizes, at, shares) -> pd.DataFrame:
@@ -305,8 +300,7 @@ def stream_costs(rows: pd.DataFrame, *, command: str = "") -> Picture:
     if not len(done):
         raise ValueError(f"none of the {len(rows)} rows of a compressed method finished (status ok); nothing to draw")
     svg = _dots(done, looks(by_spec(rows)), [
-        ("training_pct", "held while training, % of full weights", 300.0), ("reached_pct", "ships, % of full weights",
-                                                                             100.0),
+        ("training_pct", "while training, % of weights", 300.0), ("reached_pct", "deployed, % of weights", 100.0),
         ("throughput", "examples a second ÷ Full's", 1.0)])
     least, slow = done.loc[done["training_pct"].idxmin()], done.loc[done["throughput"].idxmin()]
     said = (f"Least memory while training: {title(least['method'])} at {100 * least['budget']:.3g} %, "

@@ -507,8 +507,8 @@ def _fiited(number: int, text: str, paper_says: str, section: str, one, page: st
 
 
 CLAIMS += (
-    _fiited(1, "FIITED makes tables 93.75 to 99.75 % smaller without a considerable loss (here: within 0.001 of Full at "
-               "6.25 and 0.25 % of the memory, or above; the index that finds what is kept is counted).",
+    _fiited(1, "FIITED makes tables 93.75 to 99.75 % smaller without a considerable loss (here: within 0.001 of Full, "
+               "or above, at 6.25 and 0.25 % of the memory, the index that finds what is kept counted).",
             "93.75 to 99.75 % smaller on public click logs; values alone are counted", "dlrm",
             by.gaps(["fiited"], (0.0625, 0.0025), -CLOSE, True)),
     _fiited(2, "FIITED is better than AdaEmbed at the same size.", "better (no figures in what could be read)", "dlrm",

@@ -129,7 +129,7 @@ def run_stream(cell: StreamCell, progress=None) -> dict:
             emb.deploy()
     _keep(cell.run_id, run.trace)
     return weighed(cell, row, run) | dict(auc_low=low, auc_high=high, valid_auc=row["auc"], peak_bytes=most.bytes,
-                                          epochs=1.0, fields=dict(zip(dataset.fields, dataset.cardinalities)))
+                                          epochs=1.0, fields=list(zip(dataset.fields, dataset.cardinalities)))
 
 
 # -- traces ----------------------------------------------------------------------------------------------------------
@@ -144,6 +144,10 @@ def _keep(run_id: str, lines: list[dict]) -> None:
         table["kept"] = [json.dumps(kept, separators=(",", ":")) for kept in table["kept"]]
     with store._whole(_file(run_id)) as file:
         _write(table, file)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype={"run": str})             # an id may be all digits
 
 
 def _write(table: pd.DataFrame, file) -> None:
@@ -161,10 +165,10 @@ def traces(rows: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for run_id in rows.loc[rows["status"].eq("ok"), "run_id"]:
         if (own := _file(run_id)).is_file():
-            parts.append(pd.read_csv(own))
+            parts.append(_read(own))
             continue
         if published is None:
-            published = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=TRACE)
+            published = _read(path) if path.is_file() else pd.DataFrame(columns=TRACE)
         parts.append(published[published["run"] == run_id])
     which = by_spec(rows)[["run_id", "dataset", "model", "dim", "method", "family", "budget", "seed", "lr", "batch",
                            "bytes_full", "bytes_inference", "settings"]].rename(columns={"run_id": "run"})
@@ -172,17 +176,18 @@ def traces(rows: pd.DataFrame) -> pd.DataFrame:
     return which.merge(found, on="run")
 
 
-def kept(line: dict) -> tuple[list[str], np.ndarray] | None:
-    """Fields, largest first, and the share of their chunks that is live [F, k], of a line of :func:`traces`.
+def kept(line: dict) -> tuple[list[tuple[str, int]], np.ndarray] | None:
+    """Fields with their sizes, largest first, and the share of their chunks that is live [F, k], of a line of
+    :func:`traces`.
 
     None for a method that does not tell.
     """
     if not isinstance(line["kept"], str) or not line["kept"]:
         return None
-    sizes = json.loads(line["settings"])["fields"]
-    order = sorted(range(len(sizes)), key=lambda f: -list(sizes.values())[f])
-    names, size = list(sizes), np.array(list(sizes.values()))
-    return [names[f] for f in order], (np.array(json.loads(line["kept"])) / size[:, None])[order]
+    names, sizes = zip(*json.loads(line["settings"])["fields"])
+    order = np.argsort([-size for size in sizes], kind="stable")
+    share = np.array(json.loads(line["kept"])) / np.array(sizes)[:, None]
+    return [(names[f], sizes[f]) for f in order], share[order]
 
 
 def publish(section: str = SECTION) -> Path:
@@ -192,12 +197,12 @@ def publish(section: str = SECTION) -> Path:
     """
     path = paths.results() / PUBLISHED
     rows = store.results(section, task=TASK)
-    found = [pd.read_csv(own) for run_id in rows["run_id"] if (own := _file(run_id)).is_file()]
+    found = [_read(own) for run_id in rows["run_id"] if (own := _file(run_id)).is_file()]
     if not found:
         raise CellError(f"section {section!r}: no trace is kept here; nothing to publish")
     here = pd.concat(found)
     if path.is_file():
-        before = pd.read_csv(path)
+        before = _read(path)
         here = pd.concat([before[~before["run"].isin(here["run"])], here])
     with store._whole(path) as file:
         _write(here.sort_values(["run", "examples"], ignore_index=True), file)
