@@ -132,7 +132,7 @@ def test_utilities_are_taken_at_the_assembled_vector(utility):
         gain = {"product": size * counts[:, None], "gradient": size, "count": counts[:, None].expand(N, 4)}[utility]
         expected = 0.9 * expected + gain
     found = emb.aux.slots.utility.double() * 0.9 ** int(emb.aux.slots.clock)
-    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0)
+    torch.testing.assert_close(found.float(), expected, rtol=3 / 128, atol=0)      # three roundings
     assert bool((expected[emb.aux.slots.address == 0] > 0).any())
 
 
