@@ -210,6 +210,10 @@ def test_a_row_tells_of_the_second_half(home):
                                                                     rel=0.05)
     assert row.loc["fiited", "bytes_training"] < row.loc["full", "bytes_training"]
     assert (row["steps"] == 16).all() and (row["epochs"] == 1).all() and (row["seconds"] > 0).all()
+    other = home.parent / f"{home.name}-other"               # another machine
+    shutil.copytree(home / "runs", other / "runs")
+    shutil.rmtree(home / "runs")
+    assert store.merge(other)["new"] == 3 and len(stream.traces(row.reset_index())) == 12
     settings = json.loads(row.loc["full", "settings"])
     assert settings["fields"] == [["z", 40], ["b", 12], ["c", 300]] and "patience" not in settings
 
@@ -281,6 +285,8 @@ def test_grids_of_a_notebook(home, monkeypatch):
     stream.study("log", ["full", "fiited"], [0.5, 0.1], drifted="synthetic_easy_drift1", drifted_budget=0.2, ladder=0.1)
     assert asked[2] == [("full", "synthetic_easy_drift1", None), ("fiited", "synthetic_easy_drift1", 0.2)]
     assert [spec for spec, _, _ in asked[3]] == ["full", *LADDER.values()] and asked[3][1][2] == 0.1
+    stream.study("log", ["full"], [0.1], ladder=0.1, ladder_seeds=[4], seeds=[0, 1, 2])
+    assert len(asked[4]) == 3 and len(asked[5]) == 10
 
 
 # -- drift ------------------------------------------------------------------------------------------------------------

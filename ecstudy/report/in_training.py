@@ -199,7 +199,7 @@ def kept_chunks(found: pd.DataFrame, method: str = "fiited", budget: float | Non
 
         figure, (left, middle, right) = plt.subplots(
             1, 3, figsize=(8.6, 1.3 + 0.2 * len(names)), sharey=True, width_ratios=[5, 0.9 + 0.35 * last.shape[1], 2.4])
-        colours = dict(cmap="viridis", vmin=0, vmax=1, rasterized=False)
+        colours = dict(cmap="viridis", vmin=0, vmax=1, edgecolors="face", linewidth=0.4)    # no seams between cells
         rows = np.arange(len(names) + 1) - 0.5
         drawn = left.pcolormesh([0, *at], rows, over_time, **colours)
         middle.pcolormesh(np.arange(last.shape[1] + 1) + 0.5, rows, last, **colours)
@@ -362,8 +362,8 @@ def ladder(rows: pd.DataFrame, *, command: str = "") -> Picture:
         room = max(max(values) - min(values), 1e-4)
         ax.set_xlim(min(values) - 0.35 * room, max(values) + 0.35 * room)
         ax.axvline(0, color=INK, lw=1.2, ls=(0, (6, 3)))
-        ax.set_yticks(range(len(groups)), [{"count": "looked up", "gradient": "gradient", "product": "their product"}[g]
-                                           for g in groups])
+        names = {"count": "times looked up", "gradient": "gradient", "product": "their product"}
+        ax.set_yticks(range(len(groups)), [names[g] for g in groups])
         ax.set_ylim(len(groups) - 0.5, -0.5)
         ax.set_xlabel("progressive NE minus Full's (left is better)")
         handles = [plt.Line2D([], [], marker=m, ls="", color=c) for m, c in _UNITS.values()]
@@ -373,8 +373,9 @@ def ladder(rows: pd.DataFrame, *, command: str = "") -> Picture:
     best, worst = (pick(there, key=lambda k: there[k]["ne_gap"]) for pick in (min, max))
     said = "; ".join(f"{' by '.join(key[::-1])} " + _plus_minus(*there[key][["ne_gap", "ne_gap_half"]], sign="+")
                      for key in (best, worst))
-    budget = table.loc[[LADDER[k] for k in there], "budget"].iloc[0]
+    budget, seeds = table.loc[[LADDER[k] for k in there], ["budget", "seeds"]].max()
+    over = f"bars: 95 % t-intervals over {seeds:.0f} seeds" if seeds > 1 else "one seed, so no intervals"
     return Picture(svg, f"Dot plot of {len(there)} variants of FIITED. Best and worst NE minus Full's: {said}.",
                    f"Variants of FIITED at {100 * budget:.3g} % on {rows['dataset'].iloc[0]}: what a chunk is worth "
-                   "by, and what competes. Rows have one position, so one ratio. Bars: 95 % t-intervals over "
-                   f"{int(table['seeds'].max())} seeds. Best and worst: {said}.", rows, command)
+                   f"by, and what competes. Rows have one position, so one ratio; {over}. Best and worst: {said}.",
+                   rows, command)

@@ -218,15 +218,17 @@ def sweep(methods, budgets=(None,), **options) -> pd.DataFrame:
 
 
 def study(dataset, methods, budgets, *, drifted: str | None = None, drifted_budget: float | None = None,
-          ladder: float | None = None, **options) -> dict[str, pd.DataFrame]:
+          ladder: float | None = None, ladder_seeds=None, **options) -> dict[str, pd.DataFrame]:
     """The grids of one notebook, as :func:`sweep` fills them, by name:
 
     ``rows``, the log; ``drifted``, the same methods on a log that drifts, at one budget (default: the largest);
-    ``ladder``, :data:`LADDER` and Full on the log at one budget. Grids that are not asked for have no rows.
+    ``ladder``, :data:`LADDER` and Full on the log at one budget (``ladder_seeds``: of other seeds than the rest). Grids
+    that are not asked for have no rows.
     """
     rows = sweep(methods, budgets, dataset=dataset, **options)
     one = max(budgets) if drifted_budget is None else drifted_budget
+    rungs = options if ladder_seeds is None else options | dict(seeds=ladder_seeds)
     return dict(
         rows=rows,
         drifted=rows[:0] if drifted is None else sweep(methods, [one], dataset=drifted, **options),
-        ladder=rows[:0] if ladder is None else sweep(["full", *LADDER.values()], [ladder], dataset=dataset, **options))
+        ladder=rows[:0] if ladder is None else sweep(["full", *LADDER.values()], [ladder], dataset=dataset, **rungs))
