@@ -112,7 +112,7 @@ def test_utility_is_the_decayed_sum(kind, gamma):
     found = slots.utility.double() * gamma ** int(slots.clock)
     if gamma == 0.5:
         assert int(slots.clock) < 150
-    np.testing.assert_allclose(found.numpy(), expected, rtol=0.03)       # bfloat16 has 8 bits
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0.05)       # bfloat16 has 8 bits
 
 
 def test_small_gains_add_up():
