@@ -16,13 +16,16 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import ecstudy as ec
 from ecstudy import models, paths
+from ecstudy.budget import Unreachable
 from ecstudy.data import DataError, DatasetWriter, open_dataset, synthetic
 from ecstudy.data.layout import Dataset
+from ecstudy.registry import names
 from ecstudy.report import in_training as figures
 from ecstudy.spec import parse
-from ecstudy.study import CellError, results, store, stream
+from ecstudy.study import CellError, profiles, results, store, stream
 from ecstudy.study.stream import LADDER, StreamCell
 from ecstudy.training import ManyStages, Optimizers, Settings, Stream
+from ecstudy.training.timeline import FakeRun, example
 
 SIZES, DIM, BATCH = [40, 12, 300], 8, 64
 sweeping = importlib.import_module("ecstudy.study.sweep")
@@ -171,6 +174,27 @@ def test_a_stream_has_one_stage(log):
         made("full", log, windows=0)
 
 
+def stages(name: str) -> int:
+    run = FakeRun()
+    for _ in example(name).schedule(run):
+        pass
+    return len(run.stages)
+
+
+@pytest.mark.parametrize("name", [n for n in names(trains=True) if stages(n) == 1])
+def test_every_method_of_one_stage_goes_through_a_stream(log, name):
+    try:
+        budget, run = 0.6, made(name, log, 0.6, windows=2)
+    except Unreachable:                                      # a log of 352 ids is small for some
+        budget, run = math.inf, made(name, log, windows=2)
+    run.go()
+    assert np.isfinite(run.logit).all() and np.std(run.logit[BATCH:]) > 0
+    with torch.no_grad():
+        run.emb.before_evaluation()
+        run.emb.deploy()
+    assert ec.memory(run.emb) <= budget * 4 * sum(SIZES) * DIM
+
+
 def test_the_ladder_is_of_different_specs_each_written_once():
     assert len(set(LADDER.values())) == len(LADDER) == 9
     assert all(parse(spec).canonical == spec for spec in LADDER.values())
@@ -289,6 +313,18 @@ def test_grids_of_a_notebook(home, monkeypatch):
     assert len(asked[4]) == 3 and len(asked[5]) == 10
 
 
+def test_a_profile_is_measured_and_published(home):
+    folder = home / "notebooks" / "profiles" / "p"
+    folder.mkdir(parents=True)
+    path = folder / "in_training.yaml"
+    path.write_text("profile: p/in_training\nsection: in_training\ndataset: log\nmethods: [full, fiited]\n"
+                    "budgets: [0.4]\nladder: 0.4\ndim: 8\nseeds: [0]\nlrs: [0.01]\nbatch: 64\nwindows: 2\n")
+    assert len(profiles.measure(path)) == 12                 # two, and ten of the ladder, two of which are the same
+    assert [p.name for p in profiles.publish(path)] == ["in_training.csv", "in_training_trace.csv"]
+    assert len(results("in_training")) == 10
+    assert pd.read_csv(home / "results" / "in_training_trace.csv")["run"].nunique() == 10
+
+
 # -- drift ------------------------------------------------------------------------------------------------------------
 
 class Frozen(Stream):
@@ -367,8 +403,8 @@ def test_memory_is_drawn_in_per_cent_of_the_weights():
 
 
 def test_what_is_kept_by_field_and_position():
-    names, share = stream.kept(lines().query("run == 'c1'").iloc[3].to_dict())
-    assert names == [("b", 1000), ("z", 10)] and share == pytest.approx(np.array([[0.3, 0.02], [0.7, 0.7]]))
+    fields, share = stream.kept(lines().query("run == 'c1'").iloc[3].to_dict())
+    assert fields == [("b", 1000), ("z", 10)] and share == pytest.approx(np.array([[0.3, 0.02], [0.7, 0.7]]))
     assert stream.kept(lines().iloc[0].to_dict()) is None
     shown = figures.kept_chunks(lines())
     at = shown.rows.set_index(["examples", "field", "position"])["kept"]

@@ -57,7 +57,8 @@ class StreamCell(Cell):
     Parameters
     ----------
     method, dataset, model, dim, budget, seed, lr, batch, section, device, model_options:
-        As those of :class:`~ecstudy.study.row.Cell`; a method of several stages is refused by :meth:`check`.
+        As those of :class:`~ecstudy.study.row.Cell`; a method of several stages is refused by :meth:`check`. One that
+        reads counts is given those of the whole stream: it knows the future.
     windows:
         Lines of the trace.
     """
