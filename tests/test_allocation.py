@@ -21,7 +21,7 @@ from ecstudy.study.row import COLUMNS, TEXT
 SIZES, DIM = [50, 20, 8, 300], 16
 COUNTS = np.concatenate([np.arange(size)[::-1] // 4 for size in SIZES])
 TELL = ["full", "top_k", "adapt_emb", "deeplight", "autosrh", "mde", "auto_dim", "opt_embed", "fiited", "ada_embed",
-        "nis", "esapn", "amtl", "auto_emb", "mag_prune", "pep", "sseds", "ham"]
+        "nis", "esapn", "amtl", "auto_emb", "mag_prune", "pep", "sseds", "ham", "memcom", "cafe", "double_hash"]
 
 
 def make(spec, sizes=SIZES, budget=0.4, counts=None):

@@ -28,7 +28,7 @@ SPECS = {
     "full": None, "hash_trick": 0.5, "int_quant": 0.5, "mde": 0.5, "opt_embed(widths=[8, 2, 4])": None, "robe": 0.5,
     "small_dim": 0.5, "top_k": 0.5, "tt_rec": 0.5, "compo|int8": 0.5, "double_hash": 0.5, "memcom": 0.5, "unified": 0.5,
     "binary_code": 0.5, "amtl": 0.5, "ham(orth=0)": 0.5, "mag_prune": 0.5, "pep(decay=0)": 0.5, "sseds(batches=6)": 0.5,
-    "cce(every=0.5)": 0.5,
+    "cce(every=0.5)": 0.5, "fp16": 0.5, "mixed_prec": 0.5, "post4bits": 0.5, "split": 0.5,
 }
 CELL = dict(method="full", dataset="small", dim=8, batch=61, max_epochs=1, lr=0.002)
 EXACT_TO = 1e-4              # of weights of the order of 0.1, after float32 sums in another order

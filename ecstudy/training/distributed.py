@@ -39,6 +39,7 @@ WHOLE_BATCH = dict(
     ham="its penalty takes the distinct rows of the whole batch; give orth=0, which needs none",
     light_rec="its codewords are drawn by the vectors of the whole batch",
     mgqe="its centroids are pulled and replaced by the queries of the whole batch",
+    mpe="its steps round to few bits, which turns sums in another order into other vectors",
     nis="its controller draws a choice for each row of the whole batch",
     opt_embed="its supernet draws a width for each id of the whole batch; give widths=, which need no supernet",
     pep="decay takes each row of the whole batch once; give decay=0",
