@@ -44,12 +44,12 @@ class Levels(nn.Module):
 
     def __init__(self, numbers, dim, device=None):
         super().__init__()
-        # the most frequent width first: the maps that follow are for the ids left over
+        # the most frequent width first: each map marks the ids left over, and those that follow are for these
         self.order = sorted((b for b, number in enumerate(numbers) if number), key=lambda b: -numbers[b])
         left, maps = sum(numbers), []
         with torch.device(device or torch.get_default_device()):
             for b in self.order[:-1]:
-                maps.append(marked_ids(left, numbers[b]))
+                maps.append(marked_ids(left, left - numbers[b]))
                 left -= numbers[b]
         self.maps = nn.ModuleList(maps)
         self.codes = nn.ModuleDict({str(b): Codes(numbers[b], dim, b, device) for b in self.order if b})
@@ -57,7 +57,7 @@ class Levels(nn.Module):
     def fill(self, width):
         """``width [n]``: bits of each id."""
         for map_, b in zip(self.maps, self.order):
-            map_.fill((width == b).nonzero().view(-1))
+            map_.fill((width != b).nonzero().view(-1))
             width = width[width != b]
 
     def locate(self, ids):
@@ -66,10 +66,9 @@ class Levels(nn.Module):
         left = torch.ones_like(ids, dtype=torch.bool)
         for map_, b in zip(self.maps, self.order):
             before, marked = map_.locate(torch.where(left, place, 0))
-            here = left & marked
-            width = torch.where(here, b, width)
-            place = torch.where(here, before, torch.where(left, place - before, place))
-            left = left & ~marked
+            width = torch.where(left & ~marked, b, width)
+            place = torch.where(left, torch.where(marked, before, place - before), place)
+            left = left & marked
         return width, place
 
 
