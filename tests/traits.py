@@ -54,7 +54,7 @@ TRAITS = {
     "dpq": dict(every_row=0.4),                           # centroids that no id chose have no gradient
     "cce": dict(every_row=0.85),                          # hashed pointers leave gaps, but few
     "cel": dict(options="(splits=2)", every_row=0.2, learns=1.0),       # clusters wait for the first split
-    "light_rec": dict(options="(codewords=16)", full_size_budget=0.04, step_mib=32),      # 256 similarities for every id
+    "light_rec": dict(options="(codewords=16)", full_size_budget=0.04, step_mib=32),    # 256 similarities of each id
     "dhe": dict(budget=1.0, options="(hashes=64)", single="(hashes=64)", exact=False, same_knob=True,
                 step_sizes=(5000, 5000),                      # as many networks with tenfold rows
                 full_size_budget=0.001, step_mib=128),        # an id of the batch becomes 1,024 numbers

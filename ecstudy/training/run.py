@@ -276,7 +276,7 @@ class Run:
         shapes = {f"{part}.{name}": tensor.shape for part, module in (("emb", self.emb), ("head", self.head))
                   for name, tensor in module.state_dict().items()}
         stale = any(shapes.get(name, tensor.shape) != tensor.shape for name, tensor in state.items())
-        if stale if self.group is None else not self.group.all(not stale):     # written by another version of the method
+        if stale if self.group is None else not self.group.all(not stale):   # another version of the method wrote it
             return False
         self._restore(state)
         self.steps += meta["steps"]
