@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -204,7 +205,7 @@ def test_profiles_set_parameters_the_notebook_has(path):
 
 def test_profiles_are_files_of_notebooks(monkeypatch, tmp_path):
     assert {p.stem for p in profiles.files("quick")} == set(profiles.ORDER) == {p.stem for p in NOTEBOOKS}
-    assert [p.stem for p in profiles.files("real")][:2] == ["dlrm", "dlrm-epinions"]
+    assert [p.stem for p in profiles.files("real")][:3] == ["dlrm", "dlrm-beyond", "dlrm-epinions"]
     assert [p.stem for p in profiles.files("real", ["ablations"])] == ["ablations"]
     with pytest.raises(CellError, match="profile 'quik'.*quick"):
         profiles.files("quik")
@@ -245,7 +246,7 @@ def test_a_profile_measures_what_its_notebook_shows(name, monkeypatch, tmp_path)
 def test_a_profile_of_retrieval_measures_what_its_notebook_shows(monkeypatch):
     asked = []
     monkeypatch.setattr("ecstudy.rag.run.sweep", lambda corpus, methods, budgets, **settings: asked.append(
-        dict(settings, corpus=corpus, methods=methods, budgets=budgets)))
+        dict(settings, corpus=corpus, methods=methods, budgets=budgets)) or pd.DataFrame())
     path = next(p for p in profiles.files("quick") if p.stem == "rag")
     profiles.measure(path, processes=2)
     cells = json.loads((ROOT / "notebooks" / "rag.ipynb").read_text())["cells"]
@@ -254,8 +255,9 @@ def test_a_profile_of_retrieval_measures_what_its_notebook_shows(monkeypatch):
     exec(code[0], space)
     space |= profiles.load(path)
     exec(code[1].split("command =")[0], space)
-    told, shown = ({k: v for k, v in one.items() if k not in ("progress", "missing", "device")} for one in asked)
-    assert told == shown and told["corpus"] == "synthetic_facts" and asked[1]["missing"] == "run"
+    told = [{k: v for k, v in one.items() if k not in ("progress", "missing", "device")} for one in asked]
+    assert told[:2] == told[2:] and told[0]["corpus"] == "synthetic_facts" and asked[2]["missing"] == "run"
+    assert told[1]["weights"] == "retrieved" and told[1]["section"] == told[0]["section"] + "_split"
 
 
 def test_every_page_of_the_contents_is_there_or_generated(tmp_path):
