@@ -23,6 +23,8 @@ BUILT       := _build/.built
 # one thread per process: two runs side by side are faster than one on two threads, and results do not depend on cores
 export OMP_NUM_THREADS := 1
 export MPLBACKEND := agg
+# notebooks and pages are made side by side
+MAKEFLAGS += --jobs=2 --output-sync=line
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -54,11 +56,11 @@ $(MEASURED): $(QUICK) $(SOURCES) | $(INSTALLED)
 	$(BIN)/ecstudy study quick --progress
 	@mkdir -p $(@D) && touch $@
 
-$(GENERATED): $(EXECUTED) $(SOURCES) $(ROWS) | $(INSTALLED)
+$(GENERATED): $(QUICK) $(SOURCES) $(ROWS) | $(INSTALLED) $(MEASURED)
 	$(BIN)/python -m ecstudy.report.pages
 	@touch $@
 
-$(BUILT): $(GENERATED) $(PAGES) _config.yml _toc.yml
+$(BUILT): $(GENERATED) $(EXECUTED) $(PAGES) _config.yml _toc.yml
 	$(BIN)/jupyter-book build . -q -W --keep-going
 	@touch $@
 
