@@ -459,8 +459,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("D1", "Data", "Few ids hold most occurrences: the most frequent tenth more than 95 %, and more than 80 % of "
           "ids occur fewer than 5 times.", "section 5.1, frequency figure",
           lambda: "over 95 % and over 80 % on Criteo and Avazu", "data", by.skew, "data.md",
-          because=lambda: "a sample holds a log's rare ids once and its frequent ids less often, so its top tenth "
-                          "has less than that of the whole log"),
+          because=lambda: "the sample of Criteo holds its rare ids once and its frequent ids less often, so its top "
+                          "tenth has less than that of the whole log"),
 )
 
 def _retrieval(number: int, text: str, paper_says, one, because=None) -> Claim:
