@@ -24,7 +24,7 @@ BUILT       := _build/.built
 export OMP_NUM_THREADS := 1
 export MPLBACKEND := agg
 # notebooks and pages are made side by side
-MAKEFLAGS += --jobs=2 --output-sync=line
+MAKEFLAGS += --jobs=2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
