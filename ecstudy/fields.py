@@ -66,6 +66,10 @@ class Fields(nn.Module):
         """Local ids [B, F] -> rows of the table that holds all fields one after the other [B, F]."""
         return ids + self.offset
 
+    def of(self, row: Tensor) -> Tensor:
+        """Field of each row [...] of the table that holds all fields one after the other, int64 [...]."""
+        return torch.bucketize(row, self.offset.to(row.device), right=True) - 1
+
 
 def derived(module: nn.Module, name: str, values, dtype=torch.int64) -> None:
     """Register a small tensor that follows from the arguments: real even on ``meta`` builds, not saved."""

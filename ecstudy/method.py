@@ -208,7 +208,7 @@ def alone(fields: Fields, rows: int, row_of: Callable[[Tensor, Tensor], Tensor],
     row = torch.empty(fields.n, dtype=torch.int32 if rows < 2 ** 31 else torch.int64, device=device)
     for start in range(0, fields.n, BLOCK):
         flat = torch.arange(start, min(start + BLOCK, fields.n), device=device)
-        row[start:start + len(flat)] = row_of(flat, torch.bucketize(flat, fields.offset.to(flat), right=True) - 1)
+        row[start:start + len(flat)] = row_of(flat, fields.of(flat))
     return take(torch.bincount(row, minlength=rows) == 1, row)
 
 

@@ -483,6 +483,24 @@ def test_look_ups_say_which_aims_are_met():
     assert "No benchmark rows" in speed.fragment(pd.DataFrame())
 
 
+def test_compressors_and_pruning_while_training_have_tables():
+    common = dict(device="cpu", threads=1, rows=1000, batch=1024)
+    rows = pd.DataFrame([
+        dict(benchmark="decode", method="pq(parts=48)", budget=0.0327, ms=0.2, ratio_copy=4.0, ratio_full=1.25,
+             faiss_ms=0.4, ratio_faiss=0.5, faiss_codes_ms=0.1) | common,
+        dict(benchmark="decode", method="int4", budget=0.125, ms=0.3, ratio_copy=6.0, ratio_full=1.875) | common,
+        dict(benchmark="compress", method="pq(parts=48)", budget=0.0327, seconds=2.0, faiss_seconds=2.5,
+             ratio_faiss=0.8) | common,
+        dict(benchmark="in_training", method="fiited", budget=0.1, full_ms=10.0, step_ms=10.5, ratio_full=1.05,
+             ratio_rounds=1.06, training_pct=67.5, peak_pct=79.7) | common])
+    text = speed.compressors(rows)
+    assert "batch of 1,024 rows is decoded from 1,000 vectors" in text and "<td>0.8</td>" in text and "nan" not in text
+    assert "FIITED" not in text and "no benchmark" not in text.lower()
+    text = speed.fragment(rows)
+    assert "<td>67.5</td>" in text and "<td>1.06</td>" in text and "faiss" not in text
+    assert "No benchmark rows" in speed.compressors(pd.DataFrame())
+
+
 def test_equations_of_every_method_are_read_as_such():
     assert pages.markdown("with $$a = b,\\quad c$$ where $a$") == "with\n\n$$\na = b,\\quad c\n$$\n\nwhere $a$"
     for name in names():

@@ -50,6 +50,20 @@ def test_a_figure_is_of_one_corpus_and_reader(rows):
         report.quality(rows.assign(em=math.nan))
 
 
+def test_the_best_compressor_of_a_budget_may_stay_below_it(rows):
+    both = pd.concat([rows, rows.assign(dataset="made/others", em=rows["em"] - 0.02)])
+    found = report.best_compressors(both)
+    lines = found.frame.set_index("Memory")
+    assert list(lines.index) == ["at most 25 %", "at most 10 %", "at most 3 %"]
+    assert lines["Best"].tolist() == ["INT8/16 (25 %)", "SVD (10 %)", "SVD (3 %)"]
+    assert lines.loc["at most 10 %", "exact match"] == "39.0 %" and lines.loc["at most 10 %", "of Full's"] == "79.6 %"
+    near = report.best_compressors(pd.concat([rows, rows[rows["method"] == "svd"].assign(
+        method="pca", spec="pca", decode_ms=0.1, em=lambda r: r["em"] - 0.005)]))
+    assert "PCA" in near.html and "PCA (0.1 ms)" in near.html
+    with pytest.raises(ValueError, match="no rows of Full"):
+        report.best_compressors(rows[rows["method"] != "full"])
+
+
 def test_every_method_is_drawn(rows):
     for picture in (report.quality(rows), report.recall_curves(rows), report.retrieval_costs(rows)):
         assert all(name in picture.svg for name in ("SVD", "Pruning", "INT8/16")) and "PQ" not in picture.svg

@@ -30,16 +30,20 @@ def checked_bits(bits, most: int = 16) -> int:
 
 
 def fetched(table: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index int32 [...]`` of a small table, flattened along the last two axes, float32.
+    """Rows ``index [...]`` of a small table, flattened along the last two axes, float32.
 
     numpy copies short rows up to three times as fast as torch does, which matters for thousands of them.
     """
     shape = index.shape[:-1] + (index.shape[-1] * table.shape[1],)
-    if table.device.type == "cpu" and not torch.compiler.is_compiling():
-        rows = torch.from_numpy(np.take(table.numpy(), index.long().numpy(), axis=0, mode="clip"))
+    if by_numpy(table):
+        rows = torch.from_numpy(np.take(table.numpy(), index.numpy().astype(np.int64, copy=False), axis=0, mode="clip"))
     else:
         rows = take(table, index)
     return rows.reshape(shape).float()
+
+
+def by_numpy(table: Tensor) -> bool:
+    return table.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def common_norm(*samples: Tensor) -> float:
@@ -72,8 +76,10 @@ class Codebooks(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """``codes [..., parts]`` -> float32 ``[..., width]``."""
-        first = self.k * torch.arange(self.parts, dtype=torch.int32, device=codes.device)
-        place = codes.to(torch.int32) + first
+        if by_numpy(self.even):                                          # widened and added in one pass
+            place = torch.from_numpy(np.add(codes.numpy(), self.k * np.arange(self.parts)))
+        else:
+            place = codes.to(torch.int32) + self.k * torch.arange(self.parts, dtype=torch.int32, device=codes.device)
         if self.wide is None:
             return fetched(self.even, place)
         place, rest = place[..., :self.more], place[..., self.more:] - self.more * self.k

@@ -484,7 +484,7 @@ class InTraining(Method):
     def _field(self, rows: Tensor) -> Tensor:
         """Field of each row, for normalised utilities; an entry without an id counts for the first field."""
         flat = take(self.aux.ids.key, rows).clamp(min=0) if self.online else rows
-        return torch.bucketize(flat, self.fields.offset, right=True) - 1
+        return self.fields.of(flat)
 
     def _scaled(self, rows: Tensor) -> Tensor:
         """Utilities ``[m, k]`` as they are compared."""
@@ -585,7 +585,7 @@ class InTraining(Method):
             chunk = self.table.index.chunks() if self.deployed else self.aux.slots.live()
             row, position = chunk // self.chunks, chunk % self.chunks
             flat = row if self.deployed else take(self.aux.ids.key, row)
-            field = torch.bucketize(flat, self.fields.offset, right=True) - 1
+            field = self.fields.of(flat)
             return torch.bincount(field * self.chunks + position, minlength=out.numel()).view(out.shape).cpu()
         for field, (first, size) in enumerate(zip(self.fields.offset.tolist(), self.fields.sizes)):
             for start in range(first, first + size, BLOCK):

@@ -123,7 +123,7 @@ class AdaptEmb(Method):
         self.batch = None
         count = take(aux.count, ids) + seen.int()
         aux.count.index_copy_(0, ids, count)
-        field = torch.bucketize(ids, self.fields.offset, right=True) - 1
+        field = self.fields.of(ids)
         asks = (count >= self.threshold) & (take(aux.place, ids) < 0) & (take(self.slots, field) > 0)
         ids, count, field = ids[asks], count[asks], field[asks]
         if not len(ids):
@@ -158,7 +158,7 @@ class AdaptEmb(Method):
         for start in range(0, self.fields.n, BLOCK):
             part = as_rows(rows, start, BLOCK).to(weight.device)
             flat = torch.arange(start, start + len(part), device=weight.device)
-            row = self._row(flat, torch.bucketize(flat, self.fields.offset, right=True) - 1)
+            row = self._row(flat, self.fields.of(flat))
             weight.index_add_(0, row, part)
             count.index_add_(0, row, count.new_ones(len(part), 1))
         weight /= count.clamp(min=1)
@@ -185,7 +185,7 @@ class AdaptEmb(Method):
         aux, weight = self.aux, self.table.weight.detach()
         # owners come before all others, and among each the more frequent first
         ids = self.most_frequent(aux.count.long() + (aux.place >= 0) * (1 << 40))
-        field = torch.bucketize(ids, self.fields.offset, right=True) - 1
+        field = self.fields.of(ids)
         shared = (ids - take(self.fields.offset, field)) % take(self.modulus, field) + take(self.shared_start, field)
         place = take(aux.place, ids).long()
         weight[:self.exclusive] = take(weight, torch.where(place < 0, shared, place))

@@ -204,7 +204,7 @@ class Cafe(Method):
         for name, value in (("left", left), ("threshold", threshold), ("added", added)):
             getattr(aux, name).fill_(value)
         flat = take(sketch.key.view(-1), slot).long()
-        shared = self._shared(flat, torch.bucketize(flat, self.fields.offset, right=True) - 1)
+        shared = self._shared(flat, self.fields.of(flat))
         self.table.write(own, self.table.read(shared))
         for moments in optimizers.rows.moments if optimizers else ():
             for moment in moments or ():
@@ -230,6 +230,6 @@ class Cafe(Method):
         known = known[:int((key >= 0).sum())]
         more = torch.arange(min(self.fields.n, len(known) + self.hot), device=key.device)
         ids = torch.cat([known, more[~torch.isin(more, known)]])[:self.hot].sort().values
-        weight, field = self.table.weight.detach(), torch.bucketize(ids, self.fields.offset, right=True) - 1
+        weight, field = self.table.weight.detach(), self.fields.of(ids)
         weight[:self.hot] = take(weight, self._row(ids, field))
         return ids

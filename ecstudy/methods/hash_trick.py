@@ -49,7 +49,7 @@ class HashTrick(Method):
         for start in range(0, self.fields.n, BLOCK):
             part = as_rows(rows, start, BLOCK)
             row = torch.arange(start, start + len(part))
-            field = torch.bucketize(row, self.fields.offset, right=True) - 1
+            field = self.fields.of(row)
             row = (row - self.fields.offset[field]) % self.modulus[field] + self.start[field]
             total.index_add_(0, row, part)
             count.index_add_(0, row, torch.ones(len(part), 1))

@@ -64,7 +64,7 @@ class Memcom(HashTrick):
             for start in range(0, self.fields.n, BLOCK):
                 part = as_rows(rows, start, BLOCK).to(weight.device)
                 flat = torch.arange(start, start + len(part), device=weight.device)
-                row = self._row(flat, torch.bucketize(flat, self.fields.offset, right=True) - 1)
+                row = self._row(flat, self.fields.of(flat))
                 if self.bias is not None:
                     self.bias.weight.detach()[start:start + len(part)] = part.mean(1)
                     part = part - part.mean(1, keepdim=True)
@@ -80,13 +80,13 @@ class Memcom(HashTrick):
         users = torch.zeros_like(square)
         for start in range(0, self.fields.n, BLOCK):
             flat = torch.arange(start, min(start + BLOCK, self.fields.n), device=weight.device)
-            row = self._row(flat, torch.bucketize(flat, self.fields.offset, right=True) - 1)
+            row = self._row(flat, self.fields.of(flat))
             users.index_add_(0, row, users.new_ones(len(flat), 1))
         size = (square / users.clamp(min=1)).sqrt()
         weight.copy_(common * size)
         for start in range(0, self.fields.n, BLOCK):
             flat = torch.arange(start, min(start + BLOCK, self.fields.n), device=weight.device)
-            row = self._row(flat, torch.bucketize(flat, self.fields.offset, right=True) - 1)
+            row = self._row(flat, self.fields.of(flat))
             scale[start:start + len(flat)] /= take(size, row)[:, 0].clamp(min=1e-30)
 
     def allocation(self):

@@ -104,7 +104,7 @@ class Pep(Pruned):
                 yield start, part, delta.detach()
             else:
                 row = torch.arange(start, start + len(part), device=part.device)
-                yield start, part, delta.detach()[torch.bucketize(row, self.fields.offset, right=True) - 1]
+                yield start, part, delta.detach()[self.fields.of(row)]
 
     def left(self) -> int:
         """Values above their threshold."""

@@ -60,7 +60,7 @@ class TopK(Method):
         for start in range(0, self.fields.n, BLOCK):
             part = as_rows(rows, start, BLOCK)
             row = torch.arange(start, start + len(part))
-            place, field = self.map.find(row), torch.bucketize(row, self.fields.offset, right=True) - 1
+            place, field = self.map.find(row), self.fields.of(row)
             weight[place[place >= 0]] = part[place >= 0]
             total.index_add_(0, field[place < 0], part[place < 0])
             count.index_add_(0, field[place < 0], torch.ones(int((place < 0).sum()), 1))

@@ -74,7 +74,7 @@ class Unified(Method):
         for start in range(0, self.fields.n, BLOCK):
             part = as_rows(rows, start, BLOCK).to(weight.device)
             flat = torch.arange(start, start + len(part), device=weight.device)
-            field = torch.bucketize(flat, self.fields.offset, right=True) - 1
+            field = self.fields.of(flat)
             row = self.hash(flat - self.fields.offset[field], self.rows, self.hash.seed[field]).view(-1)
             weight.index_add_(0, row, part.view(-1, self.width))
             count.index_add_(0, row, count.new_ones(len(row), 1))

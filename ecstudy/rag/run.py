@@ -462,7 +462,8 @@ def sweep(corpus, methods, budgets=(None,), *, questions=(None,), seeds=(0,), mi
         rows = store.results(task="rag", spec=[s.canonical for s in specs], seed=seeds,
                              dataset=[f"{name}/{asked or 'all'}" for asked in questions])
         fixed = rows["spec"].isin([s.canonical for s in specs if not _sized_by_budget(s)])
-        alike = setting(rows, "weights").eq(settings.get("weights", "norms"))
+        alike = setting(rows, "weights").eq(settings.get("weights", "norms")) \
+            & setting(rows, "limit").fillna(0).eq(settings.get("limit") or 0)
         return rows[(fixed | rows["budget"].isin(budgets)) & alike].reset_index(drop=True)
     settings = _reader(corpus, settings)
     cells = {}
@@ -479,17 +480,18 @@ def sweep(corpus, methods, budgets=(None,), *, questions=(None,), seeds=(0,), mi
     return fill(cells.values(), progress=progress, force=force, fail_fast=fail_fast)
 
 
-def study(dataset, methods, budgets, *, section: str = "rag", small=None, split: Sequence[str] = (),
-          **settings) -> dict[str, pd.DataFrame]:
+def study(dataset, methods, budgets, *, section: str = "rag", small=None, small_methods: Sequence[str] | None = None,
+          split: Sequence[str] = (), **settings) -> dict[str, pd.DataFrame]:
     """The grids of one notebook, as :func:`sweep` fills them, by name:
 
-    ``rows``, the corpus; ``small``, the same on a part of it (a corpus by name or folder); ``split``, the methods of
-    ``split`` once more with their rows grouped by how often they are retrieved, in the section ``<section>_split``.
-    ``settings`` go to :func:`sweep`. Grids that are not asked for have no rows.
+    ``rows``, the corpus; ``small``, the same, or ``small_methods`` alone, on a part of it (a corpus by name or folder);
+    ``split``, the methods of ``split`` once more with their rows grouped by how often they are retrieved, in the
+    section ``<section>_split``. ``settings`` go to :func:`sweep`. Grids that are not asked for have no rows.
     """
     rows = sweep(dataset, methods, budgets, section=section, **settings)
     return dict(
-        rows=rows, small=rows[:0] if small is None else sweep(small, methods, budgets, section=section, **settings),
+        rows=rows, small=rows[:0] if small is None else sweep(small, small_methods or methods, budgets, section=section,
+                                                              **settings),
         split=rows[:0] if not split else sweep(dataset, split, budgets, section=section + SPLIT, weights="retrieved",
                                                **settings))
 

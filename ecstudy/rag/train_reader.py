@@ -48,7 +48,7 @@ KEPT_APART = 20                       # one article in so many is not trained on
 NEARBY = 20                           # passages among which negatives are looked for
 CANDIDATES = 5                        # negatives of a question at most
 DISTANT = 5                           # among so many nearest passages one that spells the answer is taken for gold
-WEIGHTS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
+WEIGHTS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 WATCHED = 300                         # questions kept apart that are really read: about ten seconds
 
 

@@ -5,6 +5,7 @@ Everything is read off rows (one data set, DLRM, the study's dimension) and off 
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import math
 import tokenize
@@ -22,6 +23,7 @@ from ..memory import stored
 from ..registry import table as registry
 from .figures import _percent, _spread, _where
 from .picture import Picture, Table, frame_html, raw, svg_of
+from .retrieval import CORPUS, best_compressors
 from .stamp import mark
 from .style import FULL, INK, drawing, in_order, looks, title
 from .summary import best_by_validation, check_rows, t_interval
@@ -358,6 +360,8 @@ _SHORT = {"bytes": "deployed bytes", "latency": "look-up time", "training": "tra
 
 def fragment(by_dataset: dict[str, pd.DataFrame]) -> str:
     """The generated part of the page: a section per data set (real ones), then what methods ask for."""
+    from ..study import results
+
     parts = []
     for name, rows in by_dataset.items():
         if not len(rows) or not rows["status"].eq("ok").any():
@@ -367,6 +371,10 @@ def fragment(by_dataset: dict[str, pd.DataFrame]) -> str:
                   "### The Pareto front", raw(pareto(rows, command=COMMAND))]
     if not parts:
         parts = ["No rows are published yet: run `make study`."]
+    with contextlib.suppress(ValueError):                  # no rows of retrieval
+        found = best_compressors(results(section="rag", dataset=[f"{CORPUS}/squad", f"{CORPUS}/nq"]))
+        parts += ["## Vectors of passages", "Trained vectors, compressed for a reader that gets the ten nearest "
+                  "passages ([all rows](notebooks/real/rag.ipynb)).", raw(found)]
     parts += ["## What a method asks for", raw(effort())]
     return "\n\n".join(parts) + "\n"
 

@@ -24,6 +24,7 @@ from . import claims, datasets, drawings, figures, guidelines, identities, signi
 from .explorer import explorer
 from .picture import Html, frame_html, raw
 from .stamp import QUICK, mark, stamp
+from .retrieval import CORPUS, table6
 from .style import FAMILIES, FULL, families, in_order, title
 from .tables import paper_link
 from .weights import BUDGETS, DIM, PASSAGES, dim_of, home, shipped, sizes_of, weighed
@@ -71,6 +72,19 @@ def quick_rows() -> pd.DataFrame:
     return rows[rows["dataset"].str.startswith(QUICK)]
 
 
+def retrieval_rows() -> list[tuple[pd.DataFrame, str]]:
+    """Rows of retrieval on real passages and on generated ones, each of one set of questions, and the page of each."""
+    from ..study import results
+
+    found = []
+    for page in ("real", "quick"):
+        rows = results(section=dict(real="rag", quick="quick_rag")[page], task="rag")
+        rows = rows[rows["dataset"].isin((f"{CORPUS}/nq", "synthetic_facts/facts")) & rows["em"].notna()] \
+            if len(rows) else rows
+        found.append((rows, f"../../notebooks/{page}/rag.ipynb"))
+    return found
+
+
 def write_pages(book: Path | None = None, *, weights: bool = True, progress: bool = False) -> list[Path]:
     """Write every generated page and fragment under ``book`` (default: the checkout's) and return their paths.
 
@@ -92,6 +106,7 @@ def write_pages(book: Path | None = None, *, weights: bool = True, progress: boo
               "generated/real.md": _real(real, yardstick_rows(), ablation_rows(),
                                          pd.concat(by_data.values(), ignore_index=True) if by_data else real[:0]),
               "generated/speed.md": speed.fragment(datasets.published("benchmarks.csv")),
+              "generated/compressors.md": speed.compressors(datasets.published("benchmarks.csv")),
               "generated/data.md": _data(), "generated/explorer.md": _explorer(real, quick),
               "generated/stamp.md": raw(stamp())}
     for folder in ("methods", "generated"):
@@ -204,9 +219,10 @@ def _weights(name: str) -> str:
 
 
 def _achieved(name: str, real: pd.DataFrame, quick: pd.DataFrame) -> str:
+    parts, retrieved = [], _retrieved(name) if name != FULL else ""
     if not registry().loc[name, "trains"]:
-        return "It takes no part in the study of recommendation models. Its rows are those of retrieval."
-    parts = []
+        return "It takes no part in the study of recommendation models. " + (
+            retrieved or "There are no rows of retrieval yet; `make study PROFILE=real` measures them.")
     for rows, page in ((real, "../../real.md"), (quick, "../../notebooks/quick/dlrm.ipynb")):
         own = rows[rows["method"] == name] if len(rows) else rows
         if not len(own) or not own["status"].eq("ok").any():
@@ -218,8 +234,21 @@ def _achieved(name: str, real: pd.DataFrame, quick: pd.DataFrame) -> str:
             continue
         parts += [raw(replace(shown, rows=None)), raw(tables.cell_list(rows, name)),
                   f"All methods: [the page of these rows]({page})."]
+    if retrieved:
+        parts += ["### Compressing passages", retrieved]
     return "\n\n".join(parts) or (
         "No rows yet. `make report` measures the quick profile; `make study` fills what is missing.")
+
+
+def _retrieved(name: str) -> str:
+    """Its rows of retrieval beside those of uncompressed vectors; "" if there are none."""
+    parts = []
+    for rows, page in retrieval_rows():
+        own = rows[rows["method"].isin((FULL, name))] if len(rows) else rows
+        if len(own) and own.loc[own["method"] == name, "status"].eq("ok").any():
+            parts += [raw(mark(own)), raw(replace(table6(own), rows=None)),
+                      f"All compressors, figures and other questions: [the page of these rows]({page})."]
+    return "\n\n".join(parts)
 
 
 def _source(name: str) -> str:

@@ -23,6 +23,8 @@ from .tables import _number, _plus_minus, duration
 MEASURES = {"em": "exact match", "f1": "F1", **{f"recall_{k}": f"recall@{k}" for k in (1, 5, 10, 20, 100)}}
 PAPER = {"full": "Full", "tt_rec": "TT", "dedup": "Dedup", "pq": "PQ", "mag_pq": "MagPQ", "int_quant": "INT8/16",
          "svd": "SVD", "mag_svd": "MagSVD", "prune": "Pruning"}
+CORPUS = "wiki_183k"                     # real passages whose published rows the book shows
+NEAR = 1.0                               # points of exact match within which compressors count as equally good
 _Z = 1.959964
 
 
@@ -352,6 +354,44 @@ def corpus_size(large: pd.DataFrame, small: pd.DataFrame, measure: str = "recall
     return Picture(svg, f"Dot plots of {MEASURES[measure]} as a share of Full's, in two corpora. {said}.",
                    f"{said}. Hollow: {small['dataset'].iloc[0]}; filled: {large['dataset'].iloc[0]}.",
                    pd.concat([large, small], ignore_index=True), command)
+
+
+def best_compressors(rows: pd.DataFrame, *, command: str = "") -> Table:
+    """By budget: the compressor of the best exact match, those near it, and which of these decodes fastest.
+
+    ``rows`` of one corpus and reader; sets of questions that every method answered are averaged, each with the same
+    weight. A compressor may stay below a budget. Raises ValueError without rows of Full or of any compressor.
+    """
+    rows = rows[rows["task"].eq("rag") & rows["status"].eq("ok") & rows["em"].notna()].reset_index(drop=True)
+    named = by_spec(rows) if len(rows) else rows
+    sets = set(rows["dataset"])
+    for _, own in named.groupby(["method", "budget"]) if len(rows) else ():
+        sets = sets & set(own["dataset"])
+    full = named[named["method"].eq(FULL) & named["dataset"].isin(sets)] if len(rows) else rows
+    if not len(full) or full["method"].size == len(rows):
+        raise ValueError("no rows of Full and a compressor on the same questions; run `ecstudy study real --only rag`")
+    named = named[named["dataset"].isin(sets) & named["method"].ne(FULL)].assign(
+        pct=100 * named["bytes_inference"] / named["bytes_full"])
+    cells = named.groupby(["method", "budget", "pct"])[["em", "decode_ms", "seconds"]].mean().reset_index()
+    base, lines = 100 * full["em"].mean(), []
+    for budget in sorted({float(b) for b in cells["budget"]}, reverse=True):
+        fits = cells[cells["pct"] <= 100 * budget * (1 + 1e-9)].sort_values("em", ascending=False)
+        fits = fits.drop_duplicates("method")
+        if not len(fits):
+            continue
+        top = fits.iloc[0]
+        near = fits[100 * fits["em"] >= 100 * top["em"] - NEAR]
+        fast = near.loc[near["decode_ms"].idxmin()]
+        others = in_order(m for m in near["method"] if m != top["method"])
+        lines.append({"Memory": f"at most {100 * budget:.3g} %", "Best": f"{title(top['method'])} ({top['pct']:.3g} %)",
+                      "exact match": f"{100 * top['em']:.1f} %", "of Full's": f"{10_000 * top['em'] / base:.1f} %",
+                      f"within {NEAR:g} point": ", ".join(map(title, others)) or "none",
+                      "of these decodes fastest": f"{title(fast['method'])} ({_number(fast['decode_ms'], ' ms')})"})
+    asked = ", ".join(sorted(name.partition("/")[2] for name in sets))
+    found = pd.DataFrame(lines)
+    html = f'<div class="ec-scroll">{frame_html(found, index=False)}</div>'
+    return Table(found, html, f"{rows['dataset'].iloc[0].partition('/')[0]}, questions: {asked}; uncompressed vectors "
+                 f"reach {base:.1f} %. Decoding: 1,024 rows.", rows, command)
 
 
 def each(draw, rows: pd.DataFrame, **options) -> Html:

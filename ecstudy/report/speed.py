@@ -1,4 +1,5 @@
-"""Benchmarks at Criteo's true size (``benchmarks/``) as tables: a training step, look-ups beside the paper's ratios."""
+"""Benchmarks (``benchmarks/``) as tables: a training step and look-ups at Criteo's true size beside the paper's ratios,
+and compressors of trained vectors beside plain copies and faiss."""
 from __future__ import annotations
 
 import math
@@ -92,7 +93,8 @@ def _lookup_table(rows: pd.DataFrame) -> list[str]:
 
 
 def _plain(rows: pd.DataFrame, columns: dict[str, str]) -> str:
-    shown = rows[[c for c in columns if c in rows]].map(lambda v: f"{v:.3g}" if isinstance(v, float) else v)
+    shown = rows[[c for c in columns if c in rows]].map(
+        lambda v: v if not isinstance(v, float) else "" if math.isnan(v) else f"{v:.3g}")
     shown["method"] = shown["method"].map(title)
     return raw(Html(f'<div class="ec-scroll">{frame_html(shown.rename(columns=columns), index=False)}</div>'))
 
@@ -118,4 +120,33 @@ def fragment(rows: pd.DataFrame) -> str:
                   "own network or cores, run bare on the distinct ids of the same batches.",
                   _plain(part, dict(method="method", budget="budget", batch="batch", device="device", ms="look-up, ms",
                                     products_ms="products alone, ms", ratio_products="÷ products"))]
+    if len(part := rows[kinds == "in_training"]):
+        parts += [f"Methods that prune while they train, at {int(part['rows'].iloc[0]):,} rows: a step beside Full's, "
+                  "timed in turn, a round of pruning spread over the steps between two, and memory as a share of the "
+                  "full table's weights alone (Full trains with 300 %).",
+                  _plain(part.assign(size=100 * part["budget"]),
+                         dict(method="method", size="budget, %", batch="batch", device="device", full_ms="Full, ms",
+                              step_ms="step, ms", ratio_full="÷ Full", ratio_rounds="÷ Full with rounds",
+                              training_pct="bytes, training, %", peak_pct="growth of the process, %"))]
     return "\n\n".join(parts) + "\n"
+
+
+def compressors(rows: pd.DataFrame) -> str:
+    """Decoding and compressing trained vectors (``benchmarks/compressors.py``)."""
+    kinds = rows["benchmark"] if len(rows) else pd.Series(dtype=str)
+    parts = []
+    if len(part := rows[kinds == "decode"]):
+        one = part.iloc[0]
+        parts += [f"A batch of {int(one['batch']):,} rows is decoded from {int(one['rows']):,} vectors on the "
+                  f"{one['device']} ({int(one['threads'])} thread{'s' * int(one['threads'] > 1)}), in turn with a bare "
+                  "copy of the output, a look-up in the float32 matrix, and faiss's own decoder of the same codes: "
+                  "from ids, and from codes picked before.",
+                  _plain(part.assign(size=100 * part["budget"]),
+                         dict(method="method", size="size, %", ms="decoding, ms", ratio_copy="÷ copy",
+                              ratio_full="÷ float32 look-up", faiss_ms="faiss, ms", ratio_faiss="÷ faiss",
+                              faiss_codes_ms="faiss of codes, ms"))]
+    if len(part := rows[kinds == "compress"]):
+        parts += ["Training and encoding, in turn with faiss's own on as many points and threads.",
+                  _plain(part, dict(method="method", seconds="ours, s", faiss_seconds="faiss, s",
+                                    ratio_faiss="÷ faiss"))]
+    return "\n\n".join(parts or ["No benchmark rows are published."]) + "\n"
