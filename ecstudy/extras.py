@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 
 
 class MissingExtra(ImportError):
@@ -11,7 +12,12 @@ class MissingExtra(ImportError):
 def need(module: str, extra: str):
     """Import ``module`` or raise :class:`MissingExtra` naming the ``extra`` of ecstudy to install."""
     try:
-        return importlib.import_module(module)
+        with warnings.catch_warnings():
+            # transformers' bars remark in a notebook that widgets are missing; the study draws its own
+            warnings.filterwarnings("ignore", "IProgress not found")
+            if module == "transformers":
+                importlib.import_module("tqdm.auto")
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and not module.startswith(error.name.split(".")[0]):
             raise

@@ -330,10 +330,9 @@ def corpus_size(large: pd.DataFrame, small: pd.DataFrame, measure: str = "recall
     both = both.assign(share=100 * both[measure] / full[0].iloc[0],
                        share_small=100 * both[f"{measure}_small"] / full[1].iloc[0])
     look, budgets = looks(by_spec(large)), sorted(both["budget"].unique(), reverse=True)
-    count = max(both.groupby("budget").size())
+    order = in_order(both["method"])
     with drawing():
-        figure, axes = _grid(len(budgets), 2, 4.1, 0.7 + 0.23 * count)
-        order = in_order(both["method"])
+        figure, axes = _grid(len(budgets), 2, 4.1, 0.7 + 0.23 * len(order))
         for ax, budget in zip(axes, budgets):
             own = both[both["budget"] == budget].set_index("method")
             for y, method in enumerate(order[::-1]):
@@ -344,6 +343,7 @@ def corpus_size(large: pd.DataFrame, small: pd.DataFrame, measure: str = "recall
                 ax.plot(line["share_small"], y, "o", color=colour, ms=6, mfc="none")
                 ax.plot(line["share"], y, "o", color=colour, ms=6)
             ax.set_yticks(range(len(order)), [title(m) for m in order[::-1]], fontsize=9)
+            ax.set_ylim(-0.6, len(order) - 0.4)
             ax.set_xlim(0, max(104, 1.02 * both[["share", "share_small"]].max().max()))
             ax.set_title(f"{100 * budget:.3g} % of the memory" if budget <= 1 else f"{budget:,.0f} bytes")
         figure.supxlabel(f"{MEASURES[measure]}, % of uncompressed vectors'", color=INK, fontsize=10.5)
@@ -397,13 +397,14 @@ def best_compressors(rows: pd.DataFrame, *, command: str = "") -> Table:
 def each(draw, rows: pd.DataFrame, **options) -> Html:
     """A figure or table for every set of questions in ``rows``, one below the other.
 
-    Of an option that holds rows, too, those of the same questions are passed on."""
+    Of an option that holds rows, too, those of the same questions are passed on; without any the set is left out."""
     parts = []
     for name in dict.fromkeys(rows["dataset"]):
         asked = name.partition("/")[2]
         own = {k: v[v["dataset"].str.partition("/")[2].eq(asked)] if isinstance(v, pd.DataFrame) else v
                for k, v in options.items()}
-        parts.append(draw(rows[rows["dataset"] == name], **own)._repr_html_())
+        if all(len(v) for v in own.values() if isinstance(v, pd.DataFrame)):
+            parts.append(draw(rows[rows["dataset"] == name], **own)._repr_html_())
     if not parts:
         raise ValueError("no rows of retrieval; run `ecstudy rag eval` first")
     return Html("\n".join(parts))
