@@ -115,7 +115,7 @@ def compressing(vectors: np.ndarray, common: dict, repeats: int) -> list[dict]:
     import faiss
 
     rows = []
-    for parts in (96, 48, 24):
+    for parts in (48, 24):
         times: dict[str, list[float]] = dict(ours=[], faiss=[])
         for _ in range(repeats):
             for name, found in times.items():
