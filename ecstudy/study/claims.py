@@ -496,8 +496,8 @@ CLAIMS += (
     _retrieval(8, "Pruning keeps more than 80 % at half of the memory and less than a half at a tenth.",
                _paper_kept(("prune", 50), ("prune", 10)),
                by.both(rag.keeps([("prune", 0.5)], 0.8), rag.keeps([("prune", 0.1)], 0.5, False)),
-               because=lambda: "an index of 16 bits per value leaves room for nearly a third more values than the paper's of "
-                               "32 bits, and the vectors are others"),
+               because=lambda: "an index of 16 bits per value leaves room for nearly a third more values than the "
+                               "paper's of 32 bits, and the vectors are others"),
     _retrieval(9, "At a hundredth of the memory every method that reaches it keeps less than a fifth.",
                _paper_kept(*((m, 1) for m in ("tt_rec", "dedup", "svd", "mag_svd", "prune"))),
                rag.keeps([(m, 0.01) for m in ("tt_rec", "dedup", "svd", "mag_svd", "prune")], 0.2, False)),
