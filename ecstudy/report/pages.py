@@ -221,7 +221,7 @@ def _weights(name: str) -> str:
 def _achieved(name: str, real: pd.DataFrame, quick: pd.DataFrame) -> str:
     parts, retrieved = [], _retrieved(name) if name != FULL else ""
     if not registry().loc[name, "trains"]:
-        return "It takes no part in the study of recommendation models. " + (
+        return "It takes no part in the study of recommendation models.\n\n" + (
             retrieved or "There are no rows of retrieval yet; `make study PROFILE=real` measures them.")
     for rows, page in ((real, "../../real.md"), (quick, "../../notebooks/quick/dlrm.ipynb")):
         own = rows[rows["method"] == name] if len(rows) else rows

@@ -359,19 +359,20 @@ def corpus_size(large: pd.DataFrame, small: pd.DataFrame, measure: str = "recall
 def best_compressors(rows: pd.DataFrame, *, command: str = "") -> Table:
     """By budget: the compressor of the best exact match, those near it, and which of these decodes fastest.
 
-    ``rows`` of one corpus and reader; sets of questions that every method answered are averaged, each with the same
-    weight. A compressor may stay below a budget. Raises ValueError without rows of Full or of any compressor.
+    ``rows`` of one corpus and reader; sets of questions are averaged, each with the same weight, over compressors that
+    answered all of them. One may stay below a budget. Options are left out where the method itself was measured.
+    Raises ValueError without rows of Full or of any compressor.
     """
     rows = rows[rows["task"].eq("rag") & rows["status"].eq("ok") & rows["em"].notna()].reset_index(drop=True)
-    named = by_spec(rows) if len(rows) else rows
-    sets = set(rows["dataset"])
-    for _, own in named.groupby(["method", "budget"]) if len(rows) else ():
-        sets = sets & set(own["dataset"])
-    full = named[named["method"].eq(FULL) & named["dataset"].isin(sets)] if len(rows) else rows
-    if not len(full) or full["method"].size == len(rows):
-        raise ValueError("no rows of Full and a compressor on the same questions; run `ecstudy study real --only rag`")
-    named = named[named["dataset"].isin(sets) & named["method"].ne(FULL)].assign(
-        pct=100 * named["bytes_inference"] / named["bytes_full"])
+    plain = rows["spec"].eq(rows["method"])
+    rows = rows[plain | ~rows["method"].isin(rows.loc[plain, "method"])]
+    full = rows[rows["method"].eq(FULL)]
+    if not len(full) or len(full) == len(rows):
+        raise ValueError("no rows of Full and a compressor; run `ecstudy study real --only rag`")
+    sets = set(full["dataset"])
+    named = by_spec(rows[rows["dataset"].isin(sets) & rows["method"].ne(FULL)])
+    named = named[named.groupby(["method", "budget"])["dataset"].transform("nunique") == len(sets)].assign(
+        pct=lambda r: 100 * r["bytes_inference"] / r["bytes_full"])
     cells = named.groupby(["method", "budget", "pct"])[["em", "decode_ms", "seconds"]].mean().reset_index()
     base, lines = 100 * full["em"].mean(), []
     for budget in sorted({float(b) for b in cells["budget"]}, reverse=True):
@@ -385,11 +386,11 @@ def best_compressors(rows: pd.DataFrame, *, command: str = "") -> Table:
         others = in_order(m for m in near["method"] if m != top["method"])
         lines.append({"Memory": f"at most {100 * budget:.3g} %", "Best": f"{title(top['method'])} ({top['pct']:.3g} %)",
                       "exact match": f"{100 * top['em']:.1f} %", "of Full's": f"{10_000 * top['em'] / base:.1f} %",
-                      f"within {NEAR:g} point": ", ".join(map(title, others)) or "none",
+                      f"within {NEAR:g} point": "; ".join(map(title, others)) or "none",
                       "of these decodes fastest": f"{title(fast['method'])} ({_number(fast['decode_ms'], ' ms')})"})
     asked = ", ".join(sorted(name.partition("/")[2] for name in sets))
     found = pd.DataFrame(lines)
-    html = f'<div class="ec-scroll">{frame_html(found, index=False)}</div>'
+    html = frame_html(found, index=False).replace("ec-table", "ec-table ec-prose", 1)
     return Table(found, html, f"{rows['dataset'].iloc[0].partition('/')[0]}, questions: {asked}; uncompressed vectors "
                  f"reach {base:.1f} %. Decoding: 1,024 rows.", rows, command)
 
