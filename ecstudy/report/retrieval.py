@@ -390,7 +390,8 @@ def best_compressors(rows: pd.DataFrame, *, command: str = "") -> Table:
                       "of these decodes fastest": f"{title(fast['method'])} ({_number(fast['decode_ms'], ' ms')})"})
     asked = ", ".join(sorted(name.partition("/")[2] for name in sets))
     found = pd.DataFrame(lines)
-    html = frame_html(found, index=False).replace("ec-table", "ec-table ec-prose", 1)
+    held = found.map(lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%").replace(" ms", "\N{NO-BREAK SPACE}ms"))
+    html = frame_html(held, index=False).replace("ec-table", "ec-table ec-prose", 1)
     return Table(found, html, f"{rows['dataset'].iloc[0].partition('/')[0]}, questions: {asked}; uncompressed vectors "
                  f"reach {base:.1f} %. Decoding: 1,024 rows.", rows, command)
 
