@@ -65,6 +65,8 @@ def main() -> None:
 
 
 def decoding(vectors: np.ndarray, common: dict) -> list[dict]:
+    import faiss
+
     n, dim = vectors.shape
     matrix = torch.from_numpy(vectors)
     ids = torch.randint(n, (BATCHES * BATCH,), generator=torch.Generator().manual_seed(0)).split(BATCH)
@@ -76,13 +78,12 @@ def decoding(vectors: np.ndarray, common: dict) -> list[dict]:
         emb = ec.compress(vectors, spec, float(budget) if budget else None).eval()
         calls[name], sizes[name] = emb, ec.memory(emb) / vectors.nbytes
         if spec.startswith("pq"):
-            index = by_faiss(emb, dim)
+            index = faiss.downcast_index(emb.index().index)          # without its map of columns, here none
             codes = np.stack([emb.codes.read(part).numpy().astype(np.uint8) for part in ids])
             calls[f"{name} faiss"] = lambda i, index=index: index.reconstruct_batch(i.numpy())
             place = {int(part[0]): j for j, part in enumerate(ids)}
             calls[f"{name} codes"] = lambda i, index=index, codes=codes: index.pq.decode(codes[place[int(i[0])]])
-            some = ids[0]
-            assert np.allclose(emb(some).numpy(), index.pq.decode(codes[0]), atol=1e-6), name
+            assert np.allclose(emb(ids[0]).numpy(), index.pq.decode(codes[0]), atol=1e-6), name
     found = measure_latency(calls, batches=ids, repeats=200)
     full, copy = found["full"].median, found["copy"].median
     rows = []
@@ -96,19 +97,6 @@ def decoding(vectors: np.ndarray, common: dict) -> list[dict]:
         rows.append(row)
         print(pd.DataFrame(rows[-1:]).to_string(index=False, float_format="%.4f"), flush=True)
     return rows
-
-
-def by_faiss(emb, dim: int):
-    """faiss's index of the same codebooks and codes."""
-    import faiss
-
-    index = faiss.IndexPQ(dim, emb.parts, 8)
-    centroids = np.concatenate([table.detach().float().numpy().reshape(parts, 256, -1)
-                                for table, parts, _ in emb.books.halves()])
-    faiss.copy_array_to_vector(np.ascontiguousarray(centroids).ravel(), index.pq.centroids)
-    faiss.copy_array_to_vector(emb.codes.bytes[:emb.codes.rows * emb.codes.width].numpy(), index.codes)
-    index.ntotal, index.is_trained = emb.codes.rows, True
-    return index
 
 
 def compressing(vectors: np.ndarray, common: dict, repeats: int) -> list[dict]:

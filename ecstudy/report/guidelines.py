@@ -372,7 +372,8 @@ def fragment(by_dataset: dict[str, pd.DataFrame]) -> str:
     if not parts:
         parts = ["No rows are published yet: run `make study`."]
     with contextlib.suppress(ValueError):                  # no rows of retrieval
-        found = best_compressors(results(section="rag", dataset=[f"{CORPUS}/squad", f"{CORPUS}/nq"]))
+        found = best_compressors(results(section="rag", dataset=[f"{CORPUS}/squad", f"{CORPUS}/nq"]),
+                                 command=COMMAND)
         parts += ["## Vectors of passages", "Trained vectors, compressed for a reader that gets the ten nearest "
                   "passages ([all rows](notebooks/real/rag.ipynb)).", raw(found)]
     parts += ["## What a method asks for", raw(effort())]

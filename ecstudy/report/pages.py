@@ -77,11 +77,9 @@ def retrieval_rows() -> list[tuple[pd.DataFrame, str]]:
     from ..study import results
 
     found = []
-    for page in ("real", "quick"):
-        rows = results(section=dict(real="rag", quick="quick_rag")[page], task="rag")
-        rows = rows[rows["dataset"].isin((f"{CORPUS}/nq", "synthetic_facts/facts")) & rows["em"].notna()] \
-            if len(rows) else rows
-        found.append((rows, f"../../notebooks/{page}/rag.ipynb"))
+    for page, section, asked in (("real", "rag", f"{CORPUS}/nq"), ("quick", "quick_rag", "synthetic_facts/facts")):
+        rows = results(section=section, task="rag", dataset=asked, status="ok")
+        found.append((rows[rows["em"].notna()], f"../../notebooks/{page}/rag.ipynb"))
     return found
 
 
@@ -92,8 +90,8 @@ def write_pages(book: Path | None = None, *, weights: bool = True, progress: boo
     """
     book = Path(book) if book else paths.root() / "book"
     real, quick, by_data = real_rows(), quick_rows(), guidelines.real_rows()
-    family = families()
-    pages = {f"methods/{family[name]}/{name}.md": _method_page(name, real, quick, weights)
+    family, passages = families(), retrieval_rows()
+    pages = {f"methods/{family[name]}/{name}.md": _method_page(name, real, quick, passages, weights)
              for name in _seen(in_order(names()), progress)}
     pages |= {f"methods/{kind}.md": _family_page(kind) for kind in FAMILIES}
     later = "This part is written with `weights=True`.\n"
@@ -132,7 +130,8 @@ def _seen(items, progress: bool):
 
 # -- a page per method ----------------------------------------------------------------------------------------------
 
-def _method_page(name: str, real: pd.DataFrame, quick: pd.DataFrame, weights: bool) -> str:
+def _method_page(name: str, real: pd.DataFrame, quick: pd.DataFrame, passages: list[tuple[pd.DataFrame, str]],
+                 weights: bool) -> str:
     entry = registry().loc[name]
     first, _, rest = docstring(name).partition("\n")
     parts = [f"# {title(name)}", first, _facts(name, entry), markdown(rest)]
@@ -141,7 +140,7 @@ def _method_page(name: str, real: pd.DataFrame, quick: pd.DataFrame, weights: bo
     if weights:
         drawn = drawings.storage(name, shipped(name), sum(sizes_of(home(name))))
         parts += ["## What is stored", raw(drawn), "## What it weighs", _weights(name)]
-    parts += ["## What it achieved", _achieved(name, real, quick), "## Source", _source(name)]
+    parts += ["## What it achieved", _achieved(name, real, quick, passages), "## Source", _source(name)]
     return "\n\n".join(p.strip() for p in parts if p) + "\n"
 
 
@@ -218,8 +217,8 @@ def _weights(name: str) -> str:
     return f"{text}\n\n{raw(table)}"
 
 
-def _achieved(name: str, real: pd.DataFrame, quick: pd.DataFrame) -> str:
-    parts, retrieved = [], _retrieved(name) if name != FULL else ""
+def _achieved(name: str, real: pd.DataFrame, quick: pd.DataFrame, passages: list[tuple[pd.DataFrame, str]]) -> str:
+    parts, retrieved = [], _retrieved(name, passages) if name != FULL else ""
     if not registry().loc[name, "trains"]:
         return "It takes no part in the study of recommendation models.\n\n" + (
             retrieved or "There are no rows of retrieval yet; `make study PROFILE=real` measures them.")
@@ -240,12 +239,12 @@ def _achieved(name: str, real: pd.DataFrame, quick: pd.DataFrame) -> str:
         "No rows yet. `make report` measures the quick profile; `make study` fills what is missing.")
 
 
-def _retrieved(name: str) -> str:
+def _retrieved(name: str, passages: list[tuple[pd.DataFrame, str]]) -> str:
     """Its rows of retrieval beside those of uncompressed vectors; "" if there are none."""
     parts = []
-    for rows, page in retrieval_rows():
-        own = rows[rows["method"].isin((FULL, name))] if len(rows) else rows
-        if len(own) and own.loc[own["method"] == name, "status"].eq("ok").any():
+    for rows, page in passages:
+        own = rows[rows["method"].isin((FULL, name))]
+        if own["method"].eq(name).any():
             parts += [raw(mark(own)), raw(replace(table6(own), rows=None)),
                       f"All compressors, figures and other questions: [the page of these rows]({page})."]
     return "\n\n".join(parts)

@@ -373,7 +373,7 @@ def best_compressors(rows: pd.DataFrame, *, command: str = "") -> Table:
     named = by_spec(rows[rows["dataset"].isin(sets) & rows["method"].ne(FULL)])
     named = named[named.groupby(["method", "budget"])["dataset"].transform("nunique") == len(sets)].assign(
         pct=lambda r: 100 * r["bytes_inference"] / r["bytes_full"])
-    cells = named.groupby(["method", "budget", "pct"])[["em", "decode_ms", "seconds"]].mean().reset_index()
+    cells = named.groupby(["method", "budget", "pct"])[["em", "decode_ms"]].mean().reset_index()
     base, lines = 100 * full["em"].mean(), []
     for budget in sorted({float(b) for b in cells["budget"]}, reverse=True):
         fits = cells[cells["pct"] <= 100 * budget * (1 + 1e-9)].sort_values("em", ascending=False)

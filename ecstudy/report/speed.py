@@ -100,7 +100,7 @@ def _plain(rows: pd.DataFrame, columns: dict[str, str]) -> str:
 
 
 def fragment(rows: pd.DataFrame) -> str:
-    """All benchmark rows that are published (``results/benchmarks.csv``)."""
+    """Published benchmark rows (``results/benchmarks.csv``) of trained tables; :func:`compressors` has the others."""
     if not len(rows):
         return "No benchmark rows are published.\n"
     parts = []
