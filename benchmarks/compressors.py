@@ -72,13 +72,14 @@ def decoding(vectors: np.ndarray, common: dict) -> list[dict]:
     ids = torch.randint(n, (BATCHES * BATCH,), generator=torch.Generator().manual_seed(0)).split(BATCH)
     source, target = torch.randn(BATCH, dim), torch.empty(BATCH, dim)
     calls = dict(full=lambda i: torch.nn.functional.embedding(i, matrix), copy=lambda i: target.copy_(source))
-    sizes = {}
+    sizes, whole = {}, []
     for name in DECODED:
         spec, _, budget = name.partition("@")
         emb = ec.compress(vectors, spec, float(budget) if budget else None).eval()
         calls[name], sizes[name] = emb, ec.memory(emb) / vectors.nbytes
         if spec.startswith("pq"):
-            index = faiss.downcast_index(emb.index().index)          # without its map of columns, here none
+            whole.append(emb.index())                                # owns what is taken out of it
+            index = faiss.downcast_index(whole[-1].index)            # without its map of columns, here none
             codes = np.stack([emb.codes.read(part).numpy().astype(np.uint8) for part in ids])
             calls[f"{name} faiss"] = lambda i, index=index: index.reconstruct_batch(i.numpy())
             place = {int(part[0]): j for j, part in enumerate(ids)}
