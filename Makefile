@@ -11,9 +11,8 @@ BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed
 NOTEBOOKS   := $(wildcard notebooks/*.ipynb)
 QUICK       := $(wildcard notebooks/profiles/quick/*.yaml)
-# real pages read published rows: those of the contents; the DLRM grid has a page of its own, book/real.md
-REAL        := $(patsubst book/notebooks/%,notebooks/profiles/%.yaml,$(shell grep -o 'book/notebooks/real/[a-z_-]*' _toc.yml))
-EXECUTED    := $(QUICK:notebooks/profiles/%.yaml=book/notebooks/%.ipynb) $(REAL:notebooks/profiles/%.yaml=book/notebooks/%.ipynb)
+# the pages of the contents; those of other profiles than quick read published rows, measure nothing
+EXECUTED    := $(addsuffix .ipynb,$(shell grep -o 'book/notebooks/[a-z]*/[a-z_-]*' _toc.yml))
 SOURCES     := $(shell find ecstudy -name '*.py' -o -name '*.csv' -path 'ecstudy/*')
 ROWS        := $(wildcard results/*.csv)
 PAGES       := $(wildcard book/*.md book/*.bib book/_static/*.css book/_static/*.svg book/_ext/*.py) CHANGELOG.md

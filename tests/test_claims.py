@@ -167,8 +167,13 @@ def test_weights_decide(c):
     assert c.decide(paper_runs("criteo")).verdict == UNTESTED    # runs weigh another log
 
 
-def test_missing_cells_leave_reach_undecided():
-    assert claims.claim("M1").decide(paper_weights().query("method != 'robe'")).verdict == UNDECIDED
+def test_missing_cells_leave_a_claim_untested_unless_it_fails():
+    assert claims.claim("M1").decide(paper_weights().query("method != 'robe'")).verdict == UNTESTED
+    high, gone = Item("a", np.array([0.10, 0.11, 0.12])), Item("b", None)
+    found = judge([high, gone], 0.0, all_needed=True)
+    assert found.verdict == UNTESTED and found.text.endswith("no rows: b")
+    assert judge([high, gone], 0.0).verdict == HOLDS
+    assert judge([high, gone], 0.2, all_needed=True).verdict == DOES_NOT
 
 
 def test_rows_that_are_published_are_judged():

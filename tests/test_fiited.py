@@ -259,6 +259,23 @@ def test_the_ablation_ladder_is_a_set_of_specs():
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
 
 
+def test_a_trigger_holds_rounds_back_until_enough_chunks_ask():
+    """Eight of 40 slots' worth of pruned rows rise above the owners: a fifth of the slots asks."""
+    for trigger, moved in ((0.0, 8), (0.15, 8), (0.25, 0), (1.0, 0)):
+        emb = ec.make("fiited", [400], 8, slots=40, chunks=1, trigger=trigger, seed=0)
+        slots = emb.aux.slots
+        owners = slots.live()
+        slots.utility[owners] = torch.arange(10.0, 50.0)[:, None].bfloat16()
+        others = torch.arange(400)[~torch.isin(torch.arange(400), owners)]
+        slots.utility[others[:8]] = 100.0
+        said = emb.round()
+        assert said["admitted"] == said["evicted"] == moved and emb._asking(emb._thresholds()[0]) == (
+            0.0 if moved else pytest.approx(0.2))
+        check(slots)
+    with pytest.raises(ValueError, match="trigger=1.5"):
+        ec.make("ada_embed", [400], 8, slots=40, trigger=1.5)
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 def test_memory_while_training_is_the_budgets():

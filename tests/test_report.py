@@ -243,7 +243,9 @@ def test_durations():
 
 
 def test_mark_tells_generated_from_real(rows):
-    assert "Generated data" in report.mark(rows, "quick").html
+    assert "Generated data, quick profile" in report.mark(rows, "quick/dlrm").html
+    medium = report.mark(rows, "medium/dlrm").html
+    assert "Generated data, medium profile" in medium and "minutes" not in medium
     real = report.mark(rows.assign(dataset="criteo_137k")).html
     assert "Real data" in real and "Generated" not in real and "3 seeds" in real
 

@@ -52,6 +52,14 @@ def test_the_papers_table_makes_each_claim_hold_and_other_figures_turn_it(c):
         assert c.decide(rows.assign(**{column: np.nan})).verdict == UNTESTED
 
 
+def test_a_corpus_too_small_for_a_size_leaves_the_verdict_to_the_others():
+    c, rows = next(c for c in CLAIMED if c.id == "R3"), paper_rows()
+    small = rows[rows["method"].ne("mag_pq")].assign(dataset="small/nq")
+    found = c.decide(pd.concat([rows, small]))
+    assert found.verdict == HOLDS and found.parts["small/nq"].verdict == UNTESTED
+    assert "no rows: MagPQ 3 %" in found.parts["small/nq"].text
+
+
 def test_estimates_are_judged_by_normal_intervals():
     wide, sharp = (judge([Item("a", Estimate(0.9, se))], 0.8, unit="share") for se in (0.06, 0.04))
     assert wide.verdict == UNDECIDED and sharp.verdict == HOLDS

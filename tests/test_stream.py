@@ -23,7 +23,7 @@ from ecstudy.registry import names
 from ecstudy.report import in_training as figures
 from ecstudy.spec import parse
 from ecstudy.study import CellError, profiles, results, store, stream
-from ecstudy.study.stream import LADDER, StreamCell
+from ecstudy.study.stream import CHOICES, LADDER, StreamCell
 from ecstudy.training import ManyStages, Optimizers, Settings, Stream
 from ecstudy.training.timeline import FakeRun, example
 
@@ -311,6 +311,9 @@ def test_grids_of_a_notebook(home, monkeypatch):
     assert [spec for spec, _, _ in asked[3]] == ["full", *LADDER.values()] and asked[3][1][2] == 0.1
     stream.study("log", ["full"], [0.1], ladder=0.1, ladder_seeds=[4], seeds=[0, 1, 2])
     assert len(asked[4]) == 3 and len(asked[5]) == 10
+    stream.study("log", ["full"], [0.1], choices=0.1, seeds=[0, 1])
+    assert [spec for spec, _, _ in asked[7]][:3] == ["full", "fiited", "fiited(gamma=0.99)"]
+    assert len(asked[7]) == 2 * (2 + sum(len(group) - 1 for group in CHOICES.values()))
 
 
 def test_a_profile_is_measured_and_published(home):
@@ -450,5 +453,23 @@ def test_costs_table_and_ladder():
     assert "chunks, dynamic by product +0.0090" in shown.alt
     with pytest.raises(ValueError, match="ladder"):
         figures.ladder(rows.query("method == 'full'"))
+    specs = {stream.choice(option): float(i) for group in CHOICES.values() for i, option in enumerate(group)}
+    own = rows[rows["spec"] == "fiited"]
+    varied = pd.concat([own.assign(spec=spec, ne=own["ne"] + 0.01 * i - 0.025 * (spec == "fiited(gamma=1.0)"))
+                        for spec, i in specs.items()])
+    shown = figures.choices(varied)
+    assert "gamma" not in shown.alt and "decay per step none +0.0050" in shown.caption       # 0.03 - 0.025
+    assert "chunks of a vector 16 +0.0400" in shown.caption and "No other value" in shown.caption
+    with pytest.raises(ValueError, match="choices"):
+        figures.choices(own)
     assert "unreachable" in figures.stream_table(pd.concat([rows, rows[-1:].assign(
         spec="esapn", method="esapn", status="unreachable", ne=np.nan, auc=np.nan)])).html
+
+
+def test_choices_are_specs_each_written_once_beginning_with_ours():
+    specs = [stream.choice(option) for group in CHOICES.values() for option in group if option]
+    assert len(set(specs)) == len(specs) and all(parse(spec).canonical == spec for spec in specs)
+    emb, every = ec.make("fiited", SIZES, DIM), CHOICES
+    assert all(next(iter(group)) == "" for group in every.values())
+    assert emb.aux.slots.gamma == every["decay per step"][""] and emb.chunks == every["chunks of a vector"][""]
+    assert emb.spread == every["spread of positions"][""] and not emb.normalise and not emb.trigger

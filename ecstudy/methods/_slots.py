@@ -376,7 +376,7 @@ class InTraining(Method):
     group = "in-training pruning"
 
     def __init__(self, fields, dim, slots, chunks, utility, ratios, gamma, interval, warmup, sample, normalise, spread,
-                 online, capacity, serving):
+                 online, capacity, serving, trigger):
         super().__init__(fields, dim)
         if chunks not in [k for k in range(1, min(dim, 64) + 1) if dim % k == 0]:
             raise ValueError(f"chunks={chunks}: expected a divisor of the embedding dimension {dim}, at most 64")
@@ -388,9 +388,9 @@ class InTraining(Method):
                              "shares kept of each chunk position relative to one another")
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma={gamma}: expected a factor per step in (0, 1]")
-        if interval is not None and interval < 1 or sample < 1 or not 0 <= spread <= 1:
-            raise ValueError(f"interval={interval}, sample={sample}, spread={spread}: expected at least 1 step, at "
-                             "least 1 row, and a share between 0 and 1")
+        if interval is not None and interval < 1 or sample < 1 or not 0 <= spread <= 1 or not 0 <= trigger <= 1:
+            raise ValueError(f"interval={interval}, sample={sample}, spread={spread}, trigger={trigger}: expected at "
+                             "least 1 step, at least 1 row, and shares between 0 and 1")
         if serving is not None and serving not in SERVING:
             raise ValueError(f"serving={serving!r}: expected one of {', '.join(SERVING)}")
         if online and serving not in (None, "hash") or not online and capacity is not None:
@@ -404,7 +404,7 @@ class InTraining(Method):
             raise ValueError(f"slots={self.slots}: expected 1 <= slots <= {cells} chunks")
         self.chunks, self.ratios, self.interval, self.warmup = chunks, ratios, interval, tuple(warmup)
         self.sample, self.normalise, self.spread = int(sample), bool(normalise), float(spread)
-        self.online, self.serving = bool(online), "hash" if online else serving
+        self.online, self.serving, self.trigger = bool(online), "hash" if online else serving, float(trigger)
         self.steps, self.log = 0, []
         self.aux = nn.Module()
         rows = fields.n
@@ -468,15 +468,26 @@ class InTraining(Method):
         said = dict(step=self.steps, admitted=0, evicted=0, shares=[1.0] * self.chunks)
         if self.slots < self._rows() * self.chunks:
             threshold, said["shares"] = self._thresholds()
-            into, out = self._candidates(threshold, int(slots.top))
-            fresh = slots.swap(out, into)
-            if optimizers is not None and len(fresh):
-                moments = optimizers.rows.moments[[h is slots for h in optimizers.rows.holders].index(True)]
-                for moment in moments or ():
-                    moment.index_fill_(0, fresh, 0)
-            said |= dict(admitted=len(into), evicted=len(out))
+            if not self.trigger or self._asking(threshold) >= self.trigger:
+                said |= self._move(threshold, optimizers)
         self.log.append(said)
         return said
+
+    def _move(self, threshold: Tensor, optimizers) -> dict:
+        slots = self.aux.slots
+        into, out = self._candidates(threshold, int(slots.top))
+        fresh = slots.swap(out, into)
+        if optimizers is not None and len(fresh):
+            moments = optimizers.rows.moments[[h is slots for h in optimizers.rows.holders].index(True)]
+            for moment in moments or ():
+                moment.index_fill_(0, fresh, 0)
+        return dict(admitted=len(into), evicted=len(out))
+
+    def _asking(self, threshold: Tensor) -> float:
+        """Pruned chunks above the threshold over all slots, by the rows that the thresholds were found from."""
+        rows = self._round_sample()
+        asking = (self._scaled(rows) > threshold) & ~self._held(rows)
+        return float(asking.sum()) * self._rows() / (len(rows) * self.slots)
 
     def _rows(self) -> int:
         return self.aux.ids.rows if self.online else self.fields.n
@@ -497,12 +508,15 @@ class InTraining(Method):
         stride = -(-rows // most)
         return torch.arange(start % stride, rows, stride, device=self.aux.slots.address.device)
 
+    def _round_sample(self) -> Tensor:
+        return self._sampled(self.sample, len(self.log) * 7919)
+
     def _thresholds(self) -> tuple[Tensor, list[float]]:
         """Utility [k] above which a chunk of each position is kept, and the shares that are."""
         if self.normalise:
             self.scale = self._field_scale()
         mean = self.slots / (self._rows() * self.chunks)
-        utility = self._scaled(self._sampled(self.sample, len(self.log) * 7919)).sort(0, descending=True).values
+        utility = self._scaled(self._round_sample()).sort(0, descending=True).values
         weight = [1.0] * self.chunks
         if self.ratios == "dynamic":
             every = utility.flatten().sort(descending=True).values

@@ -15,8 +15,8 @@ less than 40 % of the full weights. ``utility="count"`` is what ITEP does.
 
 **Deviations** ITEP counts in some of the steps only, decays by 0.98 per round and pairs candidates as they come; here
 every step is counted, $\gamma$ applies per step, and of candidates that do not fit the most important enter. AdaEmbed
-reallocates only if enough sampled rows cross the threshold, to save the time of moving them; a round here costs little
-and is always held. The percentile is taken of the utilities that are not zero: in a large field most ids are never
+reallocates only if enough sampled rows cross the threshold, to save the time of moving them (``trigger=0.05``: pruned
+ids above it are at least a twentieth of the slots); a round here costs little and is always held. The percentile is taken of the utilities that are not zero: in a large field most ids are never
 met, and its 95th percentile would be zero.
 """
 from __future__ import annotations
@@ -30,6 +30,6 @@ class AdaEmbed(InTraining):
     time = r"O(d)"
 
     def __init__(self, fields, dim, slots=None, utility="product", gamma=0.9999, interval=None, warmup=WARMUP,
-                 sample=1 << 18, normalise=True, online=False, capacity=None, serving=None):
+                 sample=1 << 18, normalise=True, online=False, capacity=None, serving=None, trigger=0.0):
         super().__init__(fields, dim, slots, 1, utility, "uniform", gamma, interval, warmup, sample, normalise, 0.0,
-                         online, capacity, serving)
+                         online, capacity, serving, trigger)

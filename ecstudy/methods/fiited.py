@@ -30,7 +30,8 @@ and position, and ``emb.log`` tells of every round.
 it; shares stay within ``spread`` of the global one and are scaled to the budget. ``"uniform"``: the same share
 everywhere. Numbers ``(8, 4, 2, 1)`` are the shares kept, relative to one another. ``utility`` may be ``"count"``
 ($a_i$) or ``"gradient"`` ($g_i$) instead of their ``"product"``; ``chunks=1`` prunes rows (``ada_embed``).
-``normalise=True`` divides utilities by the 95th percentile of those seen in their field.
+``normalise=True`` divides utilities by the 95th percentile of those seen in their field. ``trigger``: a round moves
+nothing unless the pruned chunks above the threshold are at least this share of the slots.
 
 ``online=True`` is for ids that are not known beforehand: cardinalities are then only what ids stay below (``2**40``
 costs nothing), and a map of ``capacity`` ids (default: four for every row's worth of slots) holds those that were met,
@@ -59,9 +60,9 @@ class Fiited(InTraining):
 
     def __init__(self, fields, dim, slots=None, chunks=4, utility="product", ratios="dynamic", gamma=0.9999,
                  interval=None, warmup=WARMUP, sample=1 << 18, normalise=False, spread=0.5, online=False,
-                 capacity=None, serving=None):
+                 capacity=None, serving=None, trigger=0.0):
         super().__init__(fields, dim, slots, chunks, utility, ratios, gamma, interval, warmup, sample, normalise,
-                         spread, online, capacity, serving)
+                         spread, online, capacity, serving, trigger)
 
     @classmethod
     def sizes(cls, fields, dim, chunks=4, **options):

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from ..study.stream import LADDER, kept
+from ..study.stream import CHOICES, LADDER, choice, kept
 from .figures import _dots, _end_labels
 from .picture import Picture, Table, frame_html, svg_of
 from .retrieval import _grid
@@ -379,3 +379,48 @@ def ladder(rows: pd.DataFrame, *, command: str = "") -> Picture:
                    f"Variants of FIITED at {100 * budget:.3g} % on {rows['dataset'].iloc[0]}: what a chunk is worth "
                    f"by, and what competes. Rows have one position, so one ratio; {over}. Best and worst: {said}.",
                    rows, command)
+
+
+def choices(rows: pd.DataFrame, *, command: str = "") -> Picture:
+    """What FIITED's constants are worth: progressive NE with another value minus NE with this study's, by seed.
+
+    ``rows`` are those of :data:`ecstudy.study.stream.CHOICES` at one budget.
+    """
+    ok = check_rows(rows)
+    by_seed = {spec: own.drop_duplicates("seed").set_index("seed")["ne"]
+               for spec, own in ok[ok["status"] == "ok"].groupby("method")}
+    lines = [dict(choice=name, value=value, spec=choice(option), ours=group[""], seeds=len(paired),
+                  **dict(zip(("difference", "half"), t_interval(paired))))
+             for name, group in CHOICES.items() for option, value in group.items()
+             if option and choice(option) in by_seed and "fiited" in by_seed
+             and len(paired := (by_seed[choice(option)] - by_seed["fiited"]).dropna())]
+    if not lines:
+        raise ValueError("no variant of FIITED has a seed in common with it; ecstudy.study.stream.study(..., "
+                         "choices=0.1) measures them")
+    table = pd.DataFrame(lines)
+    with drawing():
+        import matplotlib.pyplot as plt
+
+        figure, ax = plt.subplots(figsize=(7.6, 0.9 + 0.27 * len(table)))
+        marker, colour = _UNITS["chunks, dynamic"]
+        places = list(range(len(table)))
+        ax.errorbar(table["difference"], places, xerr=table["half"].fillna(0), fmt=marker, color=colour, ms=6, ls="",
+                    elinewidth=1.2, capsize=2)
+        ax.axvline(0, color=INK, lw=1.2, ls=(0, (6, 3)))
+        ax.set_yticks(places, [f"{line.choice}: {line.value} (here {line.ours})" for line in table.itertuples()])
+        ax.set_ylim(len(table) - 0.5, -0.5)
+        ax.set_xlabel("progressive NE minus that of this study's choice (left is better)")
+        svg = svg_of(figure)
+    low, high = table.loc[table["difference"].idxmin()], table.loc[table["difference"].idxmax()]
+    said = "; ".join(f"{line['choice']} {line['value']} " + _plus_minus(line["difference"], line["half"], sign="+")
+                     for line in (low, high))
+    better = table[table["difference"] + table["half"] < 0]
+    told = (f"Better than the choice here, beyond the interval: "
+            f"{', '.join(f'{c} {v}' for c, v in zip(better['choice'], better['value']))}" if len(better)
+            else "No other value is better beyond its interval")
+    seeds = table["seeds"].max()
+    over = f"bars: 95 % t-intervals over {seeds} seeds" if seeds > 1 else "one seed, so no intervals"
+    budget = ok.loc[ok["method"] == "fiited", "budget"].iloc[0]
+    return Picture(svg, f"Dot plot of {len(table)} other values of FIITED's constants. Lowest and highest: {said}.",
+                   f"FIITED with one constant changed at {100 * budget:.3g} % on {rows['dataset'].iloc[0]}; {over}. "
+                   f"Lowest and highest: {said}. {told}.", rows, command)

@@ -38,7 +38,7 @@ def reaches(wanted: Sequence[tuple[str, float]], reached: bool = True):
         else:
             text = f"{len(there) - len(wrong)} of {len(there)} cells {word}"
             text += f", not {' and '.join(cell_name(*c) for c in wrong)}" * bool(wrong)
-        verdict = DOES_NOT if wrong else HOLDS if len(there) == len(wanted) else UNDECIDED
+        verdict = DOES_NOT if wrong else HOLDS if len(there) == len(wanted) else UNTESTED
         return Verdict(verdict, float(len(there) - len(wrong)), text=text)
 
     return one
@@ -98,7 +98,7 @@ def shrinks(method: str, budgets: Sequence[float]):
             return Verdict(UNTESTED)
         values = [float(i.values[0]) for i in (*full, *own)]
         right = all(after < before for before, after in zip(values, values[1:]))
-        verdict = DOES_NOT if not right else HOLDS if len(own) == len(budgets) else UNDECIDED
+        verdict = DOES_NOT if not right else HOLDS if len(own) == len(budgets) else UNTESTED
         return Verdict(verdict, values[-1], unit="%", text=", ".join(
             f"{i.name} {v:.4g} %" for i, v in zip((*own, *full), (*values[1:], values[0]))))
 
@@ -210,7 +210,7 @@ def slower(slow, quick, column: str, budget: float):
         absent = [m for m in (*slow, *quick) if cells.of(m, budget, column) is None]
         found = judge(items, 1.0, unit="×", log=True, single=_single(rows))
         if absent and found.verdict == HOLDS:
-            return Verdict(UNDECIDED, found.ours, found.low, found.high,
+            return Verdict(UNTESTED, found.ours, found.low, found.high,
                            f"{found.text}; no rows: {', '.join(map(name_of, absent))}", found.unit)
         return found
 
@@ -258,7 +258,7 @@ def latencies(methods, threshold: float, above: bool):
         absent = [m for m in methods if not any(b <= 0.5625 for b in cells.budgets(m))]
         found = judge(items, threshold, above=above, unit="×", log=True, single=_single(rows))
         if absent and found.verdict == HOLDS:
-            return Verdict(UNDECIDED, found.ours, found.low, found.high,
+            return Verdict(UNTESTED, found.ours, found.low, found.high,
                            f"{found.text}; no rows: {', '.join(map(name_of, absent))}", found.unit)
         return found
 

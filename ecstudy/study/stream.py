@@ -45,6 +45,20 @@ LADDER["product", "chunks, dynamic"] = "fiited"
 LADDER["product", "chunks, uniform"] = "fiited(ratios='uniform')"
 LADDER["product", "rows"] = "fiited(chunks=1)"
 
+#: FIITED's constants that its authors' summaries do not tell, and what else they could be; "" is this study's choice
+CHOICES = {"decay per step": {"": 0.9999, "gamma=0.99": 0.99, "gamma=0.999": 0.999, "gamma=1.0": "none"},
+           "chunks of a vector": {"": 4, "chunks=1": 1, "chunks=2": 2, "chunks=8": 8, "chunks=16": 16},
+           "steps between rounds": {"": "a tenth of an epoch", "interval=20": 20, "interval=500": 500},
+           "more rounds at first": {"": "yes", "warmup=()": "no"},
+           "spread of positions": {"": 0.5, "spread=0.1": 0.1, "spread=1.0": 1.0},
+           "utilities by field": {"": "as they are", "normalise=True": "normalised"},
+           "rounds move": {"": "always", "trigger=0.05": "from 5 % of the slots", "trigger=0.2": "from 20 %"}}
+
+
+def choice(option: str) -> str:
+    """The spec of an option in :data:`CHOICES`."""
+    return f"fiited({option})" if option else "fiited"
+
 
 def _not_asked(name: str):
     return field(init=False, default=Cell.__dataclass_fields__[name].default)
@@ -219,12 +233,13 @@ def sweep(methods, budgets=(None,), **options) -> pd.DataFrame:
 
 
 def study(dataset, methods, budgets, *, drifted: str | None = None, drifted_budget: float | None = None,
-          ladder: float | None = None, ladder_seeds=None, **options) -> dict[str, pd.DataFrame]:
+          ladder: float | None = None, ladder_seeds=None, choices: float | None = None,
+          **options) -> dict[str, pd.DataFrame]:
     """The grids of one notebook, as :func:`sweep` fills them, by name:
 
     ``rows``, the log; ``drifted``, the same methods on a log that drifts, at one budget (default: the largest);
-    ``ladder``, :data:`LADDER` and Full on the log at one budget (``ladder_seeds``: of other seeds than the rest). Grids
-    that are not asked for have no rows.
+    ``ladder``, :data:`LADDER` and Full on the log at one budget (``ladder_seeds``: of other seeds than the rest);
+    ``choices``, :data:`CHOICES` and Full at one budget. Grids that are not asked for have no rows.
     """
     rows = sweep(methods, budgets, dataset=dataset, **options)
     one = max(budgets) if drifted_budget is None else drifted_budget
@@ -232,4 +247,7 @@ def study(dataset, methods, budgets, *, drifted: str | None = None, drifted_budg
     return dict(
         rows=rows,
         drifted=rows[:0] if drifted is None else sweep(methods, [one], dataset=drifted, **options),
-        ladder=rows[:0] if ladder is None else sweep(["full", *LADDER.values()], [ladder], dataset=dataset, **rungs))
+        ladder=rows[:0] if ladder is None else sweep(["full", *LADDER.values()], [ladder], dataset=dataset, **rungs),
+        choices=rows[:0] if choices is None else sweep(
+            list(dict.fromkeys(["full", *(choice(o) for group in CHOICES.values() for o in group)])), [choices],
+            dataset=dataset, **options))

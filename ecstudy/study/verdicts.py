@@ -2,7 +2,8 @@
 
 * Differences are paired by seed. *Holds*: the 95 % t-interval lies on the claim's side of its threshold, for every
   method and budget that the claim names. *Does not hold*: for at least one of them it lies on the other side, at a
-  level that allows for their number (Bonferroni). *Undecided*: neither, or a single seed. *Not tested*: no rows.
+  level that allows for their number (Bonferroni). *Not tested*: it does not fail, and rows of something it names are
+  missing (a small data set may have no such size). *Undecided*: none of these, or a single seed.
 * The best of a group is chosen by validation AUC and judged by test AUC.
 * Weights are exact. A look-up timed once must be a factor :data:`MARGIN` clear of its threshold.
 """
@@ -154,7 +155,7 @@ def judge(items: Sequence[Item], threshold: float, *, above: bool = True, unit: 
     """Whether every item lies above (below) ``threshold``: the rule at the top of this file.
 
     ``threshold`` is in the items' unit; with ``log`` the items are logarithms of it. ``all_needed``: without rows of
-    every item the claim cannot hold.
+    every item the claim is not tested, unless those there are refute it.
     """
     there, missing = [i for i in items if i.values is not None], [i.name for i in items if i.values is None]
     if not there:
@@ -166,7 +167,7 @@ def judge(items: Sequence[Item], threshold: float, *, above: bool = True, unit: 
     sure = [sign * (s[2] if above else s[3]) > sign * limit for s in spans]
     strict = {i.name: interval(i.values, 1 - 0.05 / len(there), single) for i in there}
     wrong = [s for s in spans if sign * strict[s[0]][2 if above else 1] < sign * limit]
-    verdict = DOES_NOT if wrong else HOLDS if all(sure) and not (missing and all_needed) else UNDECIDED
+    verdict = DOES_NOT if wrong else UNTESTED if missing and all_needed else HOLDS if all(sure) else UNDECIDED
     _, mean, low, high = (wrong or spans)[0]
     said = list(dict.fromkeys([*wrong[:1], *spans]))
     text = ", ".join(f"{n} {figure(back(m), back(lo), back(hi), unit)}" for n, m, lo, hi in said[:3])
