@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .fields import Fields
 from .memory import memory
 from .sparse import SparseTable
-from .tables import Fused, Holder, take
+from .tables import Fused, Holder, as_rows, take
 
 BLOCK = 1 << 20                         # ids that are looked at together
 
@@ -210,6 +210,24 @@ def alone(fields: Fields, rows: int, row_of: Callable[[Tensor, Tensor], Tensor],
         flat = torch.arange(start, min(start + BLOCK, fields.n), device=device)
         row[start:start + len(flat)] = row_of(flat, fields.of(flat))
     return take(torch.bincount(row, minlength=rows) == 1, row)
+
+
+@torch.no_grad()
+def fit_means(table: Tensor, rows, fields: Fields, row_of: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Each row of ``table`` becomes the mean of the vectors that share it, their least-squares representative.
+
+    ``rows``: the vectors ``[n, D]``, a tensor, array or memory map, read block by block. ``row_of`` as that of
+    :func:`alone`, or ``[k, parts]`` where a vector is cut into as many. Rows that nobody has become zero.
+    """
+    table.zero_()
+    count = table.new_zeros(len(table), 1)
+    for start in range(0, fields.n, BLOCK // 4):
+        part = as_rows(rows, start, BLOCK // 4).to(table.device)
+        flat = torch.arange(start, start + len(part), device=table.device)
+        row = row_of(flat, fields.of(flat)).reshape(-1)
+        table.index_add_(0, row, part.view(len(row), -1))
+        count.index_add_(0, row, count.new_ones(len(row), 1))
+    table /= count.clamp(min=1)
 
 
 def require_counts(counts, fields: Fields, device) -> Tensor | None:

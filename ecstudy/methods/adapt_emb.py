@@ -35,10 +35,8 @@ from torch import nn
 
 from ..fields import derived
 from ..maps import marked_ids, most_of_fields
-from ..method import Method, alone, require_counts
-from ..tables import FloatTable, as_rows, take
-
-BLOCK = 1 << 18
+from ..method import Method, alone, fit_means, require_counts
+from ..tables import FloatTable, take
 
 
 def starts(lengths) -> list[int]:
@@ -152,16 +150,7 @@ class AdaptEmb(Method):
     def fit(self, rows):
         if self.dynamic:
             raise TypeError("adapt_emb(dynamic=True) learns by training, not from a matrix; leave dynamic out")
-        # exclusive rows are copied; the mean of the others is their least-squares representative
-        weight = self.table.weight.detach().zero_()
-        count = weight.new_zeros(len(weight), 1)
-        for start in range(0, self.fields.n, BLOCK):
-            part = as_rows(rows, start, BLOCK).to(weight.device)
-            flat = torch.arange(start, start + len(part), device=weight.device)
-            row = self._row(flat, self.fields.of(flat))
-            weight.index_add_(0, row, part)
-            count.index_add_(0, row, count.new_ones(len(part), 1))
-        weight /= count.clamp(min=1)
+        fit_means(self.table.weight.detach(), rows, self.fields, self._row)      # exclusive rows are copied
 
     def _row(self, flat, field):
         """Rows of ids ``flat [k]`` (of the full table) of ``field [k]``, once the map is there."""

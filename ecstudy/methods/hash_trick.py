@@ -11,13 +11,9 @@ order of their strings, remainders are as good as random with respect to frequen
 """
 from __future__ import annotations
 
-import torch
-
 from ..fields import derived
-from ..method import Method
-from ..tables import FloatTable, as_rows
-
-BLOCK = 1 << 18
+from ..method import Method, fit_means
+from ..tables import FloatTable, take
 
 
 class HashTrick(Method):
@@ -44,16 +40,8 @@ class HashTrick(Method):
         return ids % self.modulus + self.start
 
     def fit(self, rows):
-        # the mean of the vectors that share a row is their least-squares representative
-        total, count = self.table.weight.detach().zero_(), torch.zeros(len(self.table.weight), 1)
-        for start in range(0, self.fields.n, BLOCK):
-            part = as_rows(rows, start, BLOCK)
-            row = torch.arange(start, start + len(part))
-            field = self.fields.of(row)
-            row = (row - self.fields.offset[field]) % self.modulus[field] + self.start[field]
-            total.index_add_(0, row, part)
-            count.index_add_(0, row, torch.ones(len(part), 1))
-        total /= count.clamp(min=1)
+        fit_means(self.table.weight.detach(), rows, self.fields, lambda flat, field: (
+            flat - take(self.fields.offset, field)) % take(self.modulus, field) + take(self.start, field))
 
     def lookup(self, codes):
         return self.table.gather(codes)

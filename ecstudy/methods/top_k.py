@@ -16,10 +16,8 @@ import torch
 
 from ..fields import derived
 from ..maps import marked_ids
-from ..method import Method, alone, require_counts
-from ..tables import FloatTable, as_rows
-
-BLOCK = 1 << 18
+from ..method import Method, alone, fit_means, require_counts
+from ..tables import FloatTable
 
 
 class TopK(Method):
@@ -53,25 +51,15 @@ class TopK(Method):
         place = self.map.find(self.fields.flat(ids))
         return torch.where(place < 0, self.top + self.number, place)     # shared rows stand at the end
 
+    def _row(self, flat, field):
+        place = self.map.find(flat)
+        return torch.where(place < 0, self.top + field, place)
+
     def fit(self, rows):
-        # exclusive rows are copied; the mean of the others is their least-squares representative
-        weight = self.table.weight.detach()
-        total, count = torch.zeros(len(self.fields), self.dim), torch.zeros(len(self.fields), 1)
-        for start in range(0, self.fields.n, BLOCK):
-            part = as_rows(rows, start, BLOCK)
-            row = torch.arange(start, start + len(part))
-            place, field = self.map.find(row), self.fields.of(row)
-            weight[place[place >= 0]] = part[place >= 0]
-            total.index_add_(0, field[place < 0], part[place < 0])
-            count.index_add_(0, field[place < 0], torch.ones(int((place < 0).sum()), 1))
-        weight[self.top:] = total / count.clamp(min=1)
+        fit_means(self.table.weight.detach(), rows, self.fields, self._row)      # exclusive rows are copied
 
     def allocation(self):
-        def row_of(flat, field):
-            place = self.map.find(flat)
-            return torch.where(place < 0, self.top + field, place)
-
-        return self.dim * alone(self.fields, self.table.shape[0], row_of, self.number.device).int()
+        return self.dim * alone(self.fields, self.table.shape[0], self._row, self.number.device).int()
 
     def lookup(self, codes):
         return self.table.gather(codes)

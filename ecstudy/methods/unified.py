@@ -21,13 +21,9 @@ from __future__ import annotations
 
 import math
 
-import torch
-
-from ..method import Method
-from ..tables import FloatTable, as_rows
+from ..method import Method, fit_means
+from ..tables import FloatTable, take
 from ._hashing import Hashes
-
-BLOCK = 1 << 18
 
 
 class Unified(Method):
@@ -69,13 +65,5 @@ class Unified(Method):
     def fit(self, rows):
         if self.combine == "sum" and self.lookups > 1:
             raise TypeError("unified(combine='sum') learns by training, not from a matrix; leave combine out")
-        weight = self.table.weight.detach().zero_()
-        count = weight.new_zeros(len(weight), 1)
-        for start in range(0, self.fields.n, BLOCK):
-            part = as_rows(rows, start, BLOCK).to(weight.device)
-            flat = torch.arange(start, start + len(part), device=weight.device)
-            field = self.fields.of(flat)
-            row = self.hash(flat - self.fields.offset[field], self.rows, self.hash.seed[field]).view(-1)
-            weight.index_add_(0, row, part.view(-1, self.width))
-            count.index_add_(0, row, count.new_ones(len(row), 1))
-        weight /= count.clamp(min=1)
+        fit_means(self.table.weight.detach(), rows, self.fields, lambda flat, field: self.hash(
+            flat - take(self.fields.offset, field), self.rows, take(self.hash.seed, field)))
