@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -390,6 +391,43 @@ def test_a_killed_worker_costs_only_its_own_cell():
     (home_of() / "spared").touch()
     assert list(fill(cells)["status"]) == ["ok", "ok", "ok", "failed", "ok", "ok"]
     assert len(measured()) == 6 + 2                          # the failed ones only; the claim of the dead is free
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to tell who lives")
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, pathlib, time\nfrom ecstudy.study import executors\n"
+        f"def work(name):\n    pathlib.Path({str(tmp_path)!r}, name).write_text(str(os.getpid()))\n    time.sleep(600)\n"
+        "if __name__ == '__main__':\n    list(executors.processes(2)(work, ['a', 'b']))\n")
+    parent = subprocess.Popen([sys.executable, str(script)],
+                              env=os.environ | {"PYTHONPATH": str(rows_of.paths.PACKAGE.parent)})
+    try:
+        working = [tmp_path / name for name in ("a", "b")]
+        assert within(60, lambda: all(path.is_file() and path.read_text() for path in working))
+        pids = [int(path.read_text()) for path in working]
+        assert all(map(alive, pids))
+    finally:
+        parent.kill()                                        # it alone, without a word to its workers
+        parent.wait()
+    assert within(20, lambda: not any(map(alive, pids)))
+
+
+def within(seconds: float, condition) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has asked for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_script_without_a_main_guard_is_told(tmp_path):

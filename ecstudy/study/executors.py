@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from multiprocessing.connection import wait
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "POLARS_MAX_THREADS")
@@ -166,8 +167,15 @@ class _Worker:
         self.process.join()
 
 
+def _end_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
 def _serve(pipe, work, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # ctrl-C reaches the whole group: the parent decides
+    # a parent that is killed says no good-bye, and what it asked for is no longer wanted
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
