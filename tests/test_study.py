@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -622,6 +623,14 @@ def test_the_time_left_is_learnt_by_kind():
     clock.add(some_row(spec="a", model="dlrm", status="failed", seconds=1e9))
     assert clock.left(cells) == (10 + 20) / 2                         # a as measured, b as the mean of all; two workers
     assert clock.left([]) == 0
+    # another log: there b takes twice as long as a, and c cannot reach a tenth
+    there = [some_row(spec=spec, model="dlrm", seconds=s, budget=0.1) for spec, s in (("a", 4.0), ("b", 8.0))]
+    there.append(some_row(spec="c", model="dlrm", status="unreachable", seconds=None, budget=0.1))
+    clock = Clock(elsewhere=there)
+    cells = [replace(cell, budget=0.1) for cell in fakes("a", "b", "c", "d")]
+    assert clock.left(cells) is None
+    clock.add(some_row(spec="a", model="dlrm", seconds=10.0, budget=0.5))
+    assert clock.left(cells) == pytest.approx(10 + 20 + 0 + 10)        # d is known nowhere: the mean
     assert [duration(s) for s in (None, 0.42, 12, 200, 3900)] == ["?", "0.4 s", "12 s", "3 min 20 s", "1 h 05 min"]
 
 

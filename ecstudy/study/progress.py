@@ -10,25 +10,56 @@ from collections import defaultdict
 
 
 class Clock:
-    """Estimates the time left of a list of cells from cells already done: by kind of cell, else by the mean of all."""
+    """Estimates the time left of a list of cells.
 
-    def __init__(self, rows=(), workers: int = 1):
-        self.workers, self._seconds = workers, defaultdict(list)
-        for row in rows:
-            self.add(row)
+    A cell takes as long as the same method, model and budget did here, else what it took ``elsewhere`` times how much
+    longer other cells take here than there, else as long as the method did at other budgets, else the mean of all.
+
+    Parameters
+    ----------
+    rows, elsewhere:
+        Rows of the same data, and of other data.
+    workers:
+        Cells that run at a time.
+    """
+
+    def __init__(self, rows=(), workers: int = 1, elsewhere=()):
+        self.workers, self._here, self._there = workers, defaultdict(list), defaultdict(list)
+        for known, added in ((self._here, rows), (self._there, elsewhere)):
+            for row in added:
+                _note(known, row)
 
     def add(self, row: dict) -> None:
-        if row["status"] in ("ok", "diverged") and row["seconds"] is not None:
-            self._seconds[row["spec"], row["model"]].append(row["seconds"])
+        _note(self._here, row)
 
     def left(self, cells) -> float | None:
-        """Seconds for the cells still to do, or None while nothing like them has been timed."""
-        everything = [s for values in self._seconds.values() for s in values]
-        if not everything:
+        """Seconds for the cells still to do, or None while nothing has been timed here."""
+        here, there = ({kind: sum(s) / len(s) for kind, s in known.items()} for known in (self._here, self._there))
+        timed = [s for kind, seconds in self._here.items() if len(kind) == 2 for s in seconds]
+        if not timed:
             return None
-        mean = sum(everything) / len(everything)
-        kinds = (self._seconds.get((c.spec.canonical, c.model)) for c in cells)
-        return sum(sum(k) / len(k) if k else mean for k in kinds) / self.workers
+        both = [kind for kind in here if kind in there and there[kind] > 0]
+        factor = sum(here[kind] for kind in both) / sum(there[kind] for kind in both) if both else None
+
+        def of(cell) -> float:
+            method = cell.spec.canonical, cell.model
+            for kind in ((*method, cell.budget), method):
+                if kind in here:
+                    return here[kind]
+                if factor is not None and kind in there:
+                    return factor * there[kind]
+            return sum(timed) / len(timed)
+
+        return sum(map(of, cells)) / self.workers
+
+
+def _note(known: dict, row: dict) -> None:
+    kind = row["spec"], row["model"]
+    if row["status"] == "unreachable":                       # found out at once, at this budget
+        known[*kind, row["budget"]].append(0.0)
+    elif row["status"] in ("ok", "diverged") and row["seconds"] is not None:
+        known[*kind, row["budget"]].append(row["seconds"])
+        known[kind].append(row["seconds"])
 
 
 def duration(seconds: float | None) -> str:

@@ -222,7 +222,10 @@ def fill(cells, *, processes: int = 0, shard: str | None = None, fail_fast: bool
             done[cell.run_id] = store.add_section(done[cell.run_id], cell.section)
 
     data = {cell.fingerprint for cell in missing}
-    clock = progress_of.Clock((r for r in there.values() if r["data_fingerprint"] in data), workers=max(1, processes))
+    ours, others = [], []
+    for row in there.values():
+        (ours if row["data_fingerprint"] in data else others).append(row)
+    clock = progress_of.Clock(ours, workers=max(1, processes), elsewhere=others)
     left = {cell.run_id: cell for cell in missing}
     busy: list[Cell] = []
     with progress_of.bar(len(missing), "runs", progress) as step:
