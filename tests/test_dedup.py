@@ -189,7 +189,7 @@ def test_fine_tuning_moves_the_shared_blocks(blocks_repeat, tmp_path):
 
     (first, begun), (again, reused) = run(), run()                        # the second one takes the warm-up as it was
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values()))
-    assert begun.steps == reused.steps and set(begun.stage_seconds) == {"warm-up", "fine-tune"}
+    assert begun.steps == reused.steps and set(begun.stage_seconds) == {"warm-up", "fine-tune", "between"}
     assert begun.training_bytes == 3 * full_bytes(blocks_repeat.cardinalities, 8)
     warm = next(tmp_path.iterdir())
     with __import__("safetensors").safe_open(str(warm), "pt") as file:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -227,6 +228,23 @@ def test_shared_stages_are_trained_once_and_change_nothing(small, tmp_path, firs
     assert reused.stage_seconds.keys() == alone.stage_seconds.keys() and reused.steps == alone.steps
     a, b = alone.emb.state_dict(), reused.emb.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_time_between_stages_counts(small):
+    """An evolutionary search, centroids that are looked for: what no stage has, and each second once."""
+    run = make_run(small, "full")
+
+    def schedule(run):
+        yield from run.fit("first")
+        time.sleep(0.4)
+        yield from run.fit("second")
+
+    run.emb.schedule = schedule
+    begin = time.perf_counter()
+    run.go()
+    whole = time.perf_counter() - begin
+    assert list(run.stage_seconds) == ["first", "second", "between"] and run.stage_seconds["between"] >= 0.4
+    assert sum(run.stage_seconds.values()) <= whole
 
 
 def test_another_seed_or_setting_does_not_share(small, tmp_path):

@@ -108,9 +108,9 @@ SHAPES = {"criteo": _CRITEO, "avazu": _AVAZU, "easy": _EASY}
 PRESETS = {
     "synthetic_easy": ("easy", 200_000),
     "synthetic_criteo_xs": ("criteo", 60_000), "synthetic_criteo_s": ("criteo", 150_000),
-    "synthetic_criteo_m": ("criteo", 500_000), "synthetic_criteo_l": ("criteo", ROWS["criteo"]),
+    "synthetic_criteo_m": ("criteo", 400_000), "synthetic_criteo_l": ("criteo", ROWS["criteo"]),
     "synthetic_avazu_xs": ("avazu", 60_000), "synthetic_avazu_s": ("avazu", 150_000),
-    "synthetic_avazu_m": ("avazu", 500_000), "synthetic_avazu_l": ("avazu", ROWS["avazu"]),
+    "synthetic_avazu_m": ("avazu", 400_000), "synthetic_avazu_l": ("avazu", ROWS["avazu"]),
 }
 
 

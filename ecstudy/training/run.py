@@ -49,6 +49,7 @@ class Settings:
 LATER = {f.name: f.default for f in fields(Settings) if f.name in ("schedule", "select")}
 EVALUATION_BATCH = 8192
 CHANCE = 0.5
+BETWEEN = "between"                                  # stages: the name of that time beside theirs
 
 
 class Run:
@@ -79,6 +80,7 @@ class Run:
         self.optimizers: Optimizers | None = None
         self.steps = 0
         self.stage_seconds: dict[str, float] = {}
+        self._told = 0.0                             # of the time since the beginning, seconds known by stage
         self.training_bytes = 0
         self.best = float("nan")
 
@@ -89,10 +91,15 @@ class Run:
     # --- the loop -----------------------------------------------------------------------------------------------
 
     def go(self) -> None:
-        """Train to the end of the method's schedule."""
+        """Train to the end of the method's schedule.
+
+        ``stage_seconds`` gains what a schedule does between its stages (an evolutionary search, say): ``between``.
+        """
         torch.manual_seed(self.settings.seed)
+        started = time.perf_counter()
         for step in self.emb.schedule(self):
             self.execute(step)
+        self.stage_seconds[BETWEEN] = max(0.0, time.perf_counter() - started - self._told)
 
     def batch(self, split: str):
         if split not in self._streams:
@@ -150,9 +157,10 @@ class Run:
         if fresh:
             self.optimizers = Optimizers(self.emb, self.head, self.settings.lr, self.group)
         self.optimizers.rate(self.settings.lr)               # a stage begins anew with its schedule
-        if shared and self._reuse(stage, shared):
-            return
         started, first = time.perf_counter(), self.steps
+        if shared and self._reuse(stage, shared):
+            self._told += time.perf_counter() - started      # it counts with the seconds of its training
+            return
         every = max(1, self.steps_per_epoch // self.settings.evals_per_epoch)
         total = max(1, round(self.steps_per_epoch * self.settings.max_epochs))
         best, state, waited, step = -1.0, None, 0, 0
@@ -195,6 +203,7 @@ class Run:
         self.stage_seconds[stage] = time.perf_counter() - started
         if shared:
             self._keep(shared, state, self.steps - first, self.stage_seconds[stage], carry)
+        self._told += time.perf_counter() - started
 
     def _training(self) -> None:
         self.emb.train()
