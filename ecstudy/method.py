@@ -237,7 +237,10 @@ def require_counts(counts, fields: Fields, device) -> Tensor | None:
     if counts is None:
         raise ValueError("counts is missing: this method needs the training occurrences of each id, int [n] with the "
                          "fields one after the other; pass counts= (Dataset.counts, or numpy.bincount of your ids)")
-    counts = torch.from_numpy(np.array(counts, dtype=np.int64))
+    if isinstance(counts, Tensor):
+        counts = counts.detach().to("cpu", torch.int64, copy=True)
+    else:
+        counts = torch.from_numpy(np.array(counts, dtype=np.int64))
     if counts.shape != (fields.n,):
         raise ValueError(f"counts of shape {tuple(counts.shape)}: expected [{fields.n}], one count per id")
     return counts
