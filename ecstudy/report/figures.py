@@ -248,16 +248,15 @@ def frequency(curves: pd.DataFrame, *, of: str = "ids", held: str = "occurrences
         from matplotlib.ticker import FuncFormatter
 
         figure, ax = plt.subplots(figsize=(7.6, 3.8))
-        ends = []
-        for i, name in enumerate(names):
-            line = curves[curves["dataset"] == name].sort_values("id_share")
+        lines = [curves[curves["dataset"] == name].sort_values("id_share") for name in names]
+        for i, (name, line) in enumerate(zip(names, lines)):
             colour, dash = colours[i % len(colours)], ["-", (0, (5, 1.6)), (0, (1.5, 1.3))][i % 3]
             ax.plot(100 * line["id_share"], 100 * line["occurrence_share"], color=colour, ls=dash)
-            at = int((line["occurrence_share"] - 0.35 - 0.2 * i).abs().to_numpy().argmin())
-            ends.append((line.iloc[at], name, colour))
-        for point, name, colour in ends:
-            ax.annotate(name, (100 * point["id_share"], 100 * point["occurrence_share"]), (-8, 6), color=colour,
-                        textcoords="offset points", ha="right")
+            height = 0.35 + min(0.2, 0.55 / max(1, len(names) - 1)) * i          # labels one above the other
+            x = [np.interp(height, other["occurrence_share"], other["id_share"]) for other in lines]
+            last = len(names) > 1 and x[i] == max(x)                             # beside the others, not across them
+            ax.annotate(name, (100 * x[i], 100 * height), (8, -10) if last else (-8, 6), color=colour,
+                        textcoords="offset points", ha="left" if last else "right")
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(FuncFormatter(_percent))
         ax.yaxis.set_major_formatter(FuncFormatter(_percent))
