@@ -409,7 +409,7 @@ def choices(rows: pd.DataFrame, *, command: str = "") -> Picture:
         ax.axvline(0, color=INK, lw=1.2, ls=(0, (6, 3)))
         ax.set_yticks(places, [f"{line.choice}: {line.value} (here {line.ours})" for line in table.itertuples()])
         ax.set_ylim(len(table) - 0.5, -0.5)
-        ax.set_xlabel("progressive NE minus that of this study's choice (left is better)")
+        ax.set_xlabel("progressive NE minus ours (left is better)")
         svg = svg_of(figure)
     low, high = table.loc[table["difference"].idxmin()], table.loc[table["difference"].idxmax()]
     said = "; ".join(f"{line['choice']} {line['value']} " + _plus_minus(line["difference"], line["half"], sign="+")
