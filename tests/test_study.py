@@ -399,7 +399,8 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, pathlib, time\nfrom ecstudy.study import executors\n"
-        f"def work(name):\n    pathlib.Path({str(tmp_path)!r}, name).write_text(str(os.getpid()))\n    time.sleep(600)\n"
+        f"def work(name):\n    pathlib.Path({str(tmp_path)!r}, name).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
         "if __name__ == '__main__':\n    list(executors.processes(2)(work, ['a', 'b']))\n")
     parent = subprocess.Popen([sys.executable, str(script)],
                               env=os.environ | {"PYTHONPATH": str(rows_of.paths.PACKAGE.parent)})

@@ -16,8 +16,9 @@ less than 40 % of the full weights. ``utility="count"`` is what ITEP does.
 **Deviations** ITEP counts in some of the steps only, decays by 0.98 per round and pairs candidates as they come; here
 every step is counted, $\gamma$ applies per step, and of candidates that do not fit the most important enter. AdaEmbed
 reallocates only if enough sampled rows cross the threshold, to save the time of moving them (``trigger=0.05``: pruned
-ids above it are at least a twentieth of the slots); a round here costs little and is always held. The percentile is taken of the utilities that are not zero: in a large field most ids are never
-met, and its 95th percentile would be zero.
+ids above it are at least a twentieth of the slots); a round here costs little and is always held. The percentile is
+taken of the utilities that are not zero: in a large field most ids are never met, and its 95th percentile would be
+zero.
 """
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from .summary import cells, t_interval
 from .tables import beside_paper, paper_table5, ran, table5
 
 __all__ = ["Html", "Picture", "Table", "ablation", "ablation_table", "allocation", "allocation_fields",
-           "auc_against_bytes", "beside_paper", "best_compressors", "cells", "choices", "contrasts_table", "corpus_size",
-           "costs", "critical_difference", "dataset", "dimension_gains", "dimensions", "drift", "each", "equivalence",
-           "explorer", "frequency", "kept_chunks", "ladder", "latency_against_bytes", "learning_rates", "mark",
-           "models", "paper_table5", "progressive", "quality", "ran", "rank_agreement", "recall_curves",
+           "auc_against_bytes", "beside_paper", "best_compressors", "cells", "choices", "contrasts_table",
+           "corpus_size", "costs", "critical_difference", "dataset", "dimension_gains", "dimensions", "drift", "each",
+           "equivalence", "explorer", "frequency", "kept_chunks", "ladder", "latency_against_bytes", "learning_rates",
+           "mark", "models", "paper_table5", "progressive", "quality", "ran", "rank_agreement", "recall_curves",
            "retrieval_cells", "retrieval_costs", "retrieval_skew", "split_gains", "stamp", "stream_costs",
            "stream_table", "t_interval", "table5", "table6", "timeline", "training_memory"]

@@ -48,10 +48,10 @@ def mark(rows: pd.DataFrame, profile: str = "") -> Html:
     names = escape(", ".join(datasets))
     if all(name.startswith(QUICK) for name in datasets):
         profile, rag = profile.partition("/")[0] or "quick", "task" in rows and rows["task"].eq("rag").all()
+        begin = "Made to run anywhere in minutes: it" if profile == "quick" else "It"
         text = (f"<strong>Generated data, {escape(profile)} profile.</strong> {names}, {seeds} seed"
-                f"{'s' * (seeds != 1)}. {'Made to run anywhere in minutes: it' if profile == 'quick' else 'It'} shows how "
-                f"methods behave and what they weigh; its {'exact match' if rag else 'AUC'} says nothing about a real "
-                f"{'corpus' if rag else 'log'}.")
+                f"{'s' * (seeds != 1)}. {begin} shows how methods behave and what they weigh; its "
+                f"{'exact match' if rag else 'AUC'} says nothing about a real {'corpus' if rag else 'log'}.")
         return Html(f'<div class="ec-mark">{text}</div>')
     text = (f"<strong>Real data.</strong> {names}, {seeds} seed{'s' * (seeds != 1)}; "
             f"{len(rows)} runs of {rows['method'].nunique()} methods.")
