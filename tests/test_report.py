@@ -1,10 +1,12 @@
 """Figures and tables from rows made here: every number checked against a computation by hand."""
 from __future__ import annotations
 
+import ast
 import math
 import re
 import shutil
 import xml.etree.ElementTree as xml
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -520,3 +522,22 @@ def test_tests_named_in_the_book_exist():
         for path, name in re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", page.read_text()):
             assert (root / path).is_file(), f"{page.name}: {path}"
             assert not name or f"def {name}(" in (root / path).read_text(), f"{page.name}: {path}::{name}"
+
+
+def test_each_executed_notebook_has_sockets_of_its_own(tmp_path, monkeypatch):
+    """Two that start at once in one folder would otherwise take the same names for them."""
+    import nbformat
+
+    from ecstudy.report.execute import execute
+
+    monkeypatch.chdir(tmp_path)
+    cell = "import json\nfrom ipykernel.connect import get_connection_info\njson.loads(get_connection_info())"
+    source = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    nbformat.write(source, tmp_path / "source.ipynb")
+    told = []
+    for name in ("a", "b"):
+        done = nbformat.read(execute(tmp_path / "source.ipynb", tmp_path / f"{name}.ipynb", progress=False), 4)
+        told.append(ast.literal_eval(done.cells[-1].outputs[0]["data"]["text/plain"]))
+    assert [one["transport"] for one in told] == ["ipc", "ipc"] and told[0]["ip"] != told[1]["ip"]
+    assert not any(Path(one["ip"]).parent.exists() for one in told)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ipynb", "b.ipynb", "source.ipynb"]

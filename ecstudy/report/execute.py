@@ -1,13 +1,15 @@
 """Run a notebook with parameters: papermill with kernels over IPC, a bar, and nothing half-written left behind.
 
 ``python -m ecstudy.report.execute notebooks/dlrm.ipynb out.ipynb -f notebooks/profiles/quick/dlrm.yaml``
-does what ``papermill`` does with the same arguments. Kernels over IPC need no free port, so several may start at once.
+does what ``papermill`` does with the same arguments. Kernels over IPC need no free port, and each has a folder of its own
+for its sockets, so several may start at once.
 """
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from ..extras import need
@@ -32,8 +34,9 @@ def execute(source, target, parameters: dict | None = None, *, progress: bool | 
     part = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
     bar = (sys.stderr.isatty() or bool(os.environ.get("CI"))) if progress is None else progress
     try:
-        papermill.execute_notebook(str(source), str(part), parameters or {}, progress_bar=bar, kernel_name="python3",
-                                   **_transport())
+        with tempfile.TemporaryDirectory(prefix="ec-", ignore_cleanup_errors=True) as sockets:
+            papermill.execute_notebook(str(source), str(part), parameters or {}, progress_bar=bar,
+                                       kernel_name="python3", **_transport(sockets))
     except papermill.PapermillExecutionError:
         part.replace(failed)
         raise
@@ -43,17 +46,16 @@ def execute(source, target, parameters: dict | None = None, *, progress: bool | 
     return target
 
 
-def _transport() -> dict:
-    """A kernel manager over IPC where sockets in the file system work and their path stays short enough."""
-    if os.name == "nt":
+def _transport(sockets: str) -> dict:
+    """A kernel manager over IPC in a folder, where sockets in the file system work and their path is short enough."""
+    if os.name == "nt" or len(sockets) > 90:              # a socket's path may have 107 bytes
         return {}
-    jupyter_core = need("jupyter_core.paths", "book")
-    if len(jupyter_core.jupyter_runtime_dir()) > 40:      # a socket's path may have 107 bytes, its name takes 60
-        return {}
+    need("jupyter_client", "book")
     from jupyter_client.manager import AsyncKernelManager
 
     class IpcKernelManager(AsyncKernelManager):
         transport = "ipc"
+        ip = os.path.join(sockets, "kernel")              # by default all kernels of a working folder meet in one name
 
     return {"kernel_manager_class": IpcKernelManager}
 
