@@ -40,6 +40,9 @@ def execute(source, target, parameters: dict | None = None, *, progress: bool | 
     except papermill.PapermillExecutionError:
         part.replace(failed)
         raise
+    except BaseException:                                 # a kernel that does not start, ctrl-C
+        part.unlink(missing_ok=True)
+        raise
     _tidy(part)
     part.replace(target)
     failed.unlink(missing_ok=True)
