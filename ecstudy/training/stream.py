@@ -13,7 +13,7 @@ from ..measure import auc, logloss, normalised_entropy
 from ..measure.auc import checked
 from ..method import Step
 from .optimizer import Optimizers
-from .run import Run, Settings
+from .run import BETWEEN, Run, Settings
 
 
 class ManyStages(RuntimeError):
@@ -61,6 +61,11 @@ class Stream(Run):
         self.predicted = self.seen = 0                   # rows
         self.seconds, self._since = 0.0, 0.0
         self._coming, self._next = self.train.once(), None
+
+    def go(self) -> None:
+        """Read the stream to its end. ``stage_seconds`` has its one stage; what is beside it is prediction."""
+        super().go()
+        del self.stage_seconds[BETWEEN]
 
     def fit(self, stage: str, *, ready=None, fresh=True, carry=False, shared=None, until=None) -> Iterator[Step]:
         """Yield training steps until the pass is over; what else :meth:`Run.fit` takes is of no meaning here.
