@@ -212,6 +212,26 @@ def alone(fields: Fields, rows: int, row_of: Callable[[Tensor, Tensor], Tensor],
     return take(torch.bincount(row, minlength=rows) == 1, row)
 
 
+def owned(fields: Fields, rows: int, rows_of: Callable[[Tensor, Tensor], Tensor], device=None) -> Tensor:
+    """How many rows of a table each id has to itself, int32 [n], where a vector is made of several.
+
+    ``rows_of(flat, field)`` gives ``[k, parts]`` for a block of ids, as for :func:`alone`; a row that an id reads
+    twice has one user. Rows are found twice, so that no more than the answer is of the size of the ids.
+    """
+    def blocks():
+        for start in range(0, fields.n, BLOCK):
+            flat = torch.arange(start, min(start + BLOCK, fields.n), device=device)
+            row = rows_of(flat, fields.of(flat)).sort(-1).values
+            first = torch.ones_like(row, dtype=torch.bool)
+            first[:, 1:] = row[:, 1:] != row[:, :-1]
+            yield row, first
+
+    users = torch.zeros(rows, dtype=torch.int32, device=device)
+    for row, first in blocks():
+        users += torch.bincount(row[first], minlength=rows).int()
+    return torch.cat([((take(users, row) == 1) & first).sum(-1).int() for row, first in blocks()])
+
+
 @torch.no_grad()
 def fit_means(table: Tensor, rows, fields: Fields, row_of: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Each row of ``table`` becomes the mean of the vectors that share it, their least-squares representative.

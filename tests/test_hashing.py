@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ecstudy.data.cardinalities import FIELDS
 from ecstudy.fields import Fields
 from ecstudy.methods._hashing import Hashes, mix
 from ecstudy.methods.binary_code import BinaryCode, block_rows, length
-from ecstudy.methods.cafe import DOWN, FADE, FREE, MASS, SLACK, UP
+from ecstudy.methods.cafe import DOWN, FADE, FREE, MASS, MIDDLE, SECOND, SLACK, UP
 from ecstudy.training import Optimizers
 from ecstudy.training.timeline import FakeRun
 
@@ -449,6 +450,61 @@ def test_every_id_is_found_where_the_sketch_has_it():
     assert emb.allocation().view(-1)[list(own)].eq(4).all()
 
 
+def level_rows(emb, f, i):
+    """The rows of an id by its score, in Python."""
+    flat = sum(SIZES[:f]) + i
+    slot = (emb.sketch.key == flat).nonzero()
+    row, score = (getattr(emb.sketch, name)[tuple(slot[0])].item() if len(slot) else -1 for name in ("row", "score"))
+    if row >= 0:
+        return [row]
+    first = i % int(emb.modulus[f]) + int(emb.start[f])
+    if len(slot) == 0 or np.float32(score) < np.float32(MIDDLE * float(emb.aux.threshold)):
+        return [first]
+    size, bits = int(emb.modulus2[f]), int(emb.hash.bits(torch.tensor(flat)))
+    return [first, (bits * size >> 32) + int(emb.start2[f])]
+
+
+def test_ids_of_middle_score_are_sums_of_two_rows():
+    emb, _ = learned("cafe(rows=30, levels=2)")
+    emb.eval()
+    codes, vectors, kinds = emb.encode(every_id()), emb(every_id()), Counter()
+    for f, i, flat in flat_ids():
+        rows = level_rows(emb, f, i)
+        kinds[len(rows), rows[0] < emb.hot] += 1
+        assert codes[i, f].tolist() == [rows[0], rows[-1]]
+        torch.testing.assert_close(vectors[i, f], emb.table.weight[rows].sum(0))
+    assert min(kinds[1, True], kinds[2, False], kinds[1, False]) >= 5 and kinds[2, True] == 0
+    assert emb.start2[0] == emb.start[-1] + emb.modulus[-1] and emb.table.shape[0] == emb.start2[-1] + emb.modulus2[-1]
+    second = emb.table.shape[0] - int(emb.start2[0])
+    assert second == pytest.approx(SECOND * (emb.rows - emb.hot), abs=len(SIZES))
+    users = Counter(row for f, i, _ in flat_ids() for row in level_rows(emb, f, i))
+    alone = [any(users[row] == 1 for row in level_rows(emb, f, i)) for f, i, _ in flat_ids()]
+    assert emb.allocation().tolist() == [4 * a for a in alone] and 0 < sum(alone) < len(alone)
+
+
+def test_an_id_that_becomes_hot_keeps_its_sum():
+    given = Counter()
+
+    def before(emb, opt):
+        return emb.table.weight.clone(), [m.clone() for m in opt.rows.moments[0]], emb.sketch.row.clone(), {
+            flat: (f, i) for f, i, flat in flat_ids()}, float(emb.level)
+
+    def after(emb, opt, ids, state):
+        weight, moments, row, place, level = state
+        for bucket, column in ((emb.sketch.row != row) & (emb.sketch.row >= 0)).nonzero().tolist():
+            own, flat = int(emb.sketch.row[bucket, column]), int(emb.sketch.key[bucket, column])
+            f, i = place[flat]
+            first = i % int(emb.modulus[f]) + int(emb.start[f])
+            second = (int(emb.hash.bits(torch.tensor(flat))) * int(emb.modulus2[f]) >> 32) + int(emb.start2[f])
+            torch.testing.assert_close(emb.table.weight[own], weight[first] + weight[second])     # above T: above 0.2 T
+            assert all(torch.equal(now[own], was[first]) for was, now in zip(moments, opt.rows.moments[0]))
+            given[flat] += 1
+        assert float(emb.level) == pytest.approx(MIDDLE * float(emb.aux.threshold))
+
+    learned("cafe(rows=30, levels=2)", before=before, after=after)
+    assert len(given) >= 5
+
+
 def test_scores_are_norms_of_gradients_of_vectors_with_mean_one_in_each_field():
     emb = ec.make("cafe(rows=60)", [60, 9], 4)
     ids = torch.stack([torch.arange(12) // 3, torch.arange(12) % 4], 1)       # every id several times
@@ -475,7 +531,7 @@ def test_a_newcomer_inherits_a_score_but_must_be_met_again():
     assert score[7] == 5 and 8 not in score                       # hot ids are not replaced
 
 
-@pytest.mark.parametrize("spec", ["cafe(rows=40)", "cafe(rows=40, online=False)"])
+@pytest.mark.parametrize("spec", ["cafe(rows=40)", "cafe(rows=40, levels=2)", "cafe(rows=40, online=False)"])
 @pytest.mark.parametrize("steps", [0, 3, 60])
 def test_what_ships_looks_up_the_same_vectors(spec, steps, tmp_path):
     emb, _ = learned(spec, steps)
@@ -547,7 +603,7 @@ def test_other_forms_keep_the_contract(name, tmp_path):
     wanted = test.__code__.co_varnames[:test.__code__.co_argcount]
     if "ids" in wanted or "to_reach" in wanted:
         pytest.skip("the same for every option of a method")
-    for spec in ("cafe(online=False)", "double_hash(combine='concat')", "memcom(bias=True)",
+    for spec in ("cafe(online=False)", "cafe(levels=2)", "double_hash(combine='concat')", "memcom(bias=True)",
                  "binary_code(form='succession', shared=True)", "unified(lookups=3, combine='sum')"):
         for budget in [0.77, 0.1, 0.001] if "budget" in wanted else [None]:
             given = {"spec": spec, "device": "cpu", "tmp_path": tmp_path, "budget": budget}
@@ -563,7 +619,8 @@ def test_other_forms_keep_the_contract(name, tmp_path):
     ("unified(lookups=3)", "lookups=3: expected a divisor of the embedding dimension 4"),
     ("unified(rows=0)", "rows=0: expected 1"), ("unified(combine='x')", "combine='x': expected"),
     ("memcom(rows=0)", "rows=0: expected 1 to 100"),
-    ("cafe(rows=1)", "rows=1: expected 2 to 141"), ("cafe(shared=1)", "shared=1: expected the share"),
+    ("cafe(rows=1)", "rows=1: expected 2 to 141"), ("cafe(rows=2, levels=2)", "rows=2: expected 3 to 141"),
+    ("cafe(levels=3)", "levels=3: expected 1, or 2"), ("cafe(levels=2, online=False)", "levels=2 with online=False"), ("cafe(shared=1)", "shared=1: expected the share"),
     ("cafe(by='x')", "by='x': expected 'gradient' or"), ("cafe(threshold=0)", "threshold=0: expected a positive"),
 ])
 def test_bad_options_are_named(spec, text):

@@ -30,6 +30,7 @@ TRAITS = {
     "double_hash": dict(every_row=0.85),
     "unified": dict(every_row=0.55),
     "cafe": dict(every_row=0.6),                          # rows of hot ids wait for an owner
+    "cafe(levels=2)": dict(every_row=0.4, learns=0.95),   # and second rows for ids of middle score
     "int_quant": dict(wrappable=False),
     "post4bits": dict(rounds=1 / 60, wrappable=False),
     "mixed_prec": dict(wrappable=False),
@@ -73,5 +74,5 @@ TRAITS = {
 
 
 def trait(spec: str, name: str):
-    """A trait of the method a spec begins with."""
-    return TRAITS.get(parse(spec).name, {}).get(name, PLAIN[name])
+    """A trait of a spec, or of the method it begins with."""
+    return TRAITS.get(spec, {}).get(name, TRAITS.get(parse(spec).name, {}).get(name, PLAIN[name]))

@@ -9,6 +9,10 @@ An id met again whose score reaches a threshold $T$ becomes hot while one of the
 copy of its shared row; below the threshold it goes back to the shared row and its own is free again. Scores fade: they
 are multiplied by 0.99 whenever another $10 K T$ was added to them.
 
+With ``levels=2`` ids of middle score are told from the cold ones, the paper's multi-level form: an id in the sketch
+that owns no row and has at least $0.2\,T$ is the sum of two shared rows, $Q_f[i \bmod m_f] + R_f[h(i)]$. Of the shared
+rows 0.7 are in $Q$ and 0.3 in $R$, as published.
+
 **Stored** $K$ rows for hot ids, $m_f = \lceil m n_f / n \rceil$ shared rows of every field, and the sketch: id, score
 and row of four slots for each hot row, 48 bytes. They count towards the budget as they do in the paper, so what ships
 can go on learning. ``online=False`` ships the rows and the lighter map of $K$ ids instead (sorted ids, or a bit per
@@ -27,9 +31,10 @@ score at times; here it begins at 1, rises by a tenth after a step in which an i
 a hundredth while more than a twentieth of the rows is free. An id near it keeps its row down to half of it. Of several
 newcomers to a full bucket in one batch the strongest enters, with the scores of all. A row is taken back when its
 bucket is next met, not in a pass over all. The published code copies a row by the id's place in its field and reads it
-by its place among all ids; here both are the place in the field. The moments of the shared row are copied with it. The
-rows that nobody owns when ``online=False`` is deployed go to the best of the others. The paper's variant that gives
-ids of middle score rows of two tables is not part of this.
+by its place among all ids; here both are the place in the field. The moments of the shared row (with two levels, of
+the one in $Q$) are copied with it. The rows that nobody owns when ``online=False`` is deployed go to the best of the
+others. With two levels the published code adds both rows for cold ids too, the lines that would tell them apart being
+switched off; here a cold id has one, as in the paper. $h$ is a seeded hash, not a multiple of the id.
 """
 from __future__ import annotations
 
@@ -40,12 +45,13 @@ from torch import nn
 
 from ..fields import derived
 from ..maps import marked_ids
-from ..method import Method, alone
+from ..method import Method, alone, owned
 from ..tables import FloatTable, take
-from ._hashing import Hashes
+from ._hashing import Hashes, below
 
 SLOTS = 4                                    # of a bucket
 MASS, FADE = 10, 0.99                        # thresholds for each bucket after which scores fade, and by how much
+MIDDLE, SECOND = 0.2, 0.3                    # two levels: the share of the threshold, and of the shared rows
 UP, DOWN, FREE, SLACK = 1.1, 0.99, 0.05, 0.5
 
 
@@ -65,8 +71,14 @@ class HotSketch(nn.Module):
 
     def find(self, ids):
         """Row of each id, -1 for the others."""
+        return self.look(ids)[0]
+
+    def look(self, ids, level=None):
+        """Row of each id, -1 for the others; and, given ``level``, which of the others have at least that score."""
         bucket = self.bucket(ids)
-        return torch.where(take(self.key, bucket) == ids[..., None], take(self.row, bucket), -1).amax(-1).long()
+        match = take(self.key, bucket) == ids[..., None]
+        row = torch.where(match, take(self.row, bucket), -1).amax(-1).long()
+        return row, None if level is None else (row < 0) & (match & (take(self.score, bucket) >= level)).any(-1)
 
     def see(self, ids, worth):
         """Add ``worth [k]`` to the scores of distinct ``ids [k]``; slots of those that were here before."""
@@ -107,11 +119,17 @@ class Cafe(Method):
     space = r"(K + m)\,d + 12 K"
     time = r"O(d)"
 
-    def __init__(self, fields, dim, rows=None, shared=None, by="gradient", threshold=None, online=True):
+    def __init__(self, fields, dim, rows=None, shared=None, by="gradient", threshold=None, levels=1, online=True):
         super().__init__(fields, dim)
-        self.rows = max(2, fields.n // 10) if rows is None else rows
-        if not 2 <= self.rows <= max(2, fields.n):
-            raise ValueError(f"rows={rows}: expected 2 to {fields.n}, rows of hot ids and shared rows together")
+        if levels not in (1, 2):
+            raise ValueError(f"levels={levels!r}: expected 1, or 2 to give ids of middle score rows of two tables")
+        if levels == 2 and not online:
+            raise ValueError("levels=2 with online=False: which ids are of middle score is known to the sketch alone; "
+                             "leave one of the two out")
+        self.rows = max(levels + 1, fields.n // 10) if rows is None else rows
+        if not levels < self.rows <= max(levels + 1, fields.n):
+            raise ValueError(f"rows={rows}: expected {levels + 1} to {fields.n}, rows of hot ids and shared rows "
+                             "together")
         if shared is None:
             shared = min(max(0.7 + 0.2 * math.log10(2 * self.rows / fields.n), 0.1), 0.7)
         if not 0 < shared < 1:
@@ -120,21 +138,31 @@ class Cafe(Method):
             raise ValueError(f"by={by!r}: expected 'gradient' or 'frequency'")
         if threshold is not None and not threshold > 0:
             raise ValueError(f"threshold={threshold}: expected a positive score from which an id is hot, or None")
-        kept = min(max(round(shared * self.rows), 1), self.rows - 1)
+        kept = min(max(round(shared * self.rows), levels), self.rows - 1)
         self.hot, self.by, self.threshold, self.online = self.rows - kept, by, threshold, online
-        moduli = [-(-size * kept // fields.n) for size in fields.sizes]
-        derived(self, "modulus", moduli)
-        derived(self, "start", [self.hot + sum(moduli[:f]) for f in range(len(moduli))])
-        self.table = FloatTable(self.hot + sum(moduli), dim, fields.bound())
+        self.levels, second = levels, max(round(SECOND * kept), 1) if levels == 2 else 0
+        rows = self._spread("modulus", "start", kept - second, self.hot)
+        if levels == 2:
+            rows = self._spread("modulus2", "start2", second, rows)
+            self.hash = Hashes(1)
+            self.register_buffer("level", torch.tensor(MIDDLE * (threshold or 1)))
+        self.table = FloatTable(rows, dim, fields.bound())
         self.aux, self.map, self.batch, self.norm = nn.Module(), None, None, None
         (self if online else self.aux).sketch = HotSketch(fields.n, self.hot)
         self.aux.register_buffer("free", torch.arange(self.hot, dtype=torch.int32).flip(0))       # a stack of rows
         for name, value in (("left", self.hot), ("threshold", threshold or 1), ("added", 0)):
             self.aux.register_buffer(name, torch.tensor(value, dtype=torch.float64))
 
+    def _spread(self, modulus, start, rows, first):
+        """Share ``rows`` among the fields by their size, from the row ``first`` on; the row after the last."""
+        moduli = [-(-size * rows // self.fields.n) for size in self.fields.sizes]
+        derived(self, modulus, moduli)
+        derived(self, start, [first + sum(moduli[:f]) for f in range(len(moduli))])
+        return first + sum(moduli)
+
     @classmethod
     def sizes(cls, fields, dim, **options):
-        return range(2, fields.n + 1)
+        return range(options.get("levels", 1) + 1, fields.n + 1)
 
     def find(self, flat):
         if self.map is not None:
@@ -149,16 +177,35 @@ class Cafe(Method):
         return torch.where(own < 0, self._shared(flat, field), own)
 
     def encode(self, ids):
+        """Rows [B, F]; with two levels [B, F, 2], the same row twice for an id that has but one."""
         flat = self.fields.flat(ids)
         self.batch = flat if self.training and torch.is_grad_enabled() else None
-        own = self.find(flat)
-        return torch.where(own < 0, ids % self.modulus + self.start, own)
+        own, middle = (self.find(flat), None) if self.levels == 1 else self.sketch.look(flat, self.level)
+        first = torch.where(own < 0, ids % self.modulus + self.start, own)
+        return first if middle is None else self._pair(first, middle, flat, self.modulus2, self.start2)
+
+    def _pair(self, first, middle, flat, modulus, start):
+        second = below(self.hash.bits(flat)[..., 0], modulus) + start
+        return torch.stack([first, torch.where(middle, second, first)], -1)
+
+    def _pairs(self, flat, field):
+        """Both rows [k, 2] of ids of the full table."""
+        own, middle = self.sketch.look(flat, self.level)
+        first = torch.where(own < 0, self._shared(flat, field), own)
+        return self._pair(first, middle, flat, take(self.modulus2, field), take(self.start2, field))
 
     def lookup(self, codes):
         x = self.table.gather(codes)
+        if self.levels == 2:
+            x = self._sum(x, codes)
         if self.batch is not None and x.requires_grad:
             x.register_hook(self._note)                       # of assembled vectors: ids that share a row are apart
         return x
+
+    @staticmethod
+    def _sum(rows, codes):
+        first, second = rows.unbind(-2)                       # one row, read twice, or the sum of two
+        return (first + second) * torch.where(codes[..., :1] == codes[..., 1:], 0.5, 1.0)
 
     def _note(self, grad):
         self.norm = grad.detach().norm(dim=-1)
@@ -196,6 +243,11 @@ class Cafe(Method):
         asks = slot[(take(row, slot) < 0) & (take(score, slot) >= threshold)]
         slot = asks[torch.sort(take(score, asks), descending=True, stable=True).indices][:left]
         left -= len(slot)
+        flat = take(sketch.key.view(-1), slot).long()
+        field = self.fields.of(flat)
+        # what the id looks up while it has no row of its own
+        codes = self._shared(flat, field) if self.levels == 1 else self._pairs(flat, field)
+        before = self.table.read(codes.view(-1)).view(*codes.shape, self.dim)
         own = aux.free[left:left + len(slot)].flip(0).long()
         row.index_copy_(0, slot, own.to(row.dtype))
         if self.threshold is None:
@@ -203,14 +255,18 @@ class Cafe(Method):
                 left > FREE * self.hot) else threshold
         for name, value in (("left", left), ("threshold", threshold), ("added", added)):
             getattr(aux, name).fill_(value)
-        flat = take(sketch.key.view(-1), slot).long()
-        shared = self._shared(flat, self.fields.of(flat))
-        self.table.write(own, self.table.read(shared))
+        if self.levels == 2:
+            self.level.fill_(MIDDLE * threshold)
+            before, codes = self._sum(before, codes), codes[:, 0]
+        self.table.write(own, before)
         for moments in optimizers.rows.moments if optimizers else ():
             for moment in moments or ():
-                moment.index_copy_(0, own, take(moment, shared))
+                moment.index_copy_(0, own, take(moment, codes))
 
     def allocation(self):
+        if self.levels == 2:
+            rows = owned(self.fields, self.table.shape[0], self._pairs, self.table.weight.device)
+            return self.dim * rows.clamp(max=1)
         return self.dim * alone(self.fields, self.table.shape[0], self._row, self.table.weight.device).int()
 
     def deploy(self):

@@ -27,8 +27,8 @@ import math
 import torch
 
 from ..maps import marked_ids
-from ..method import BLOCK, Method, require_counts
-from ..tables import FloatTable, take
+from ..method import Method, owned, require_counts
+from ..tables import FloatTable
 from ._hashing import Hashes, below
 
 
@@ -93,13 +93,5 @@ class DoubleHash(Method):
 
     def allocation(self):
         """A frequent id owns its row; of the others' rows those that no second id falls on."""
-        device, width = self.hash.seed.device, self.dim // self.parts
-        users = torch.zeros(self.rows * self.parts, dtype=torch.int32, device=device)
-        blocks = [torch.arange(start, min(start + BLOCK, self.fields.n), device=device)
-                  for start in range(0, self.fields.n, BLOCK)]
-        for flat in blocks:
-            rows = self._rows(flat).sort(-1).values
-            once = rows[:, 1:] != rows[:, :1]                         # a row read twice by an id has one user
-            users += torch.bincount(torch.cat([rows[:, 0], rows[:, 1:][once]]), minlength=len(users)).int()
-        own = torch.cat([(take(users, self._rows(flat)) == 1).sum(-1).int() * width for flat in blocks])
-        return own.clamp(max=self.dim)
+        own = owned(self.fields, self.rows * self.parts, lambda flat, field: self._rows(flat), self.hash.seed.device)
+        return (own * (self.dim // self.parts)).clamp(max=self.dim)

@@ -99,6 +99,9 @@ ABLATIONS = (
              "the paper's widths could not be recovered",
              (Variant("16 units"), Variant("4", "amtl(hidden=4)"), Variant("64", "amtl(hidden=64)")), ("amtl",),
              (0.1,)),
+    Ablation("cafe_levels", "CAFE: ids of middle score", "Does CAFE gain where ids between hot and cold are sums of two "
+             "shared rows?", "the paper's section on multi-level hash embedding",
+             (Variant("one level"), Variant("two levels", "cafe(levels=2)")), ("cafe",), (0.1, 0.01)),
     Ablation("light_rec_temperature", "LightRec: temperature", "Does LightRec depend on how soft its choices are?",
              "published code: 0.9, for vectors of other lengths",
              (Variant("0.9"), Variant("0.3", "light_rec(temperature=0.3)"),
