@@ -329,6 +329,29 @@ def test_two_runs_are_compared_question_by_question(planted):
         run.contrast(first, first, "auc")
 
 
+def test_where_little_is_found_a_sample_is_read(planted):
+    reader = FirstWord()
+    options = dict(questions="both", sample=25, k=4, reader=reader)
+    full = run.evaluate("planted", "full", **options)
+    poor = run.evaluate("planted", "svd", 0.1, **options)
+    whole = run.evaluate("planted", "svd", 0.1, **options | dict(sample=None))
+    assert [n for n, *_ in reader.calls] == [60, 25, 60] and len({r["run_id"] for r in (full, poor, whole)}) == 3
+    before, kept, everything = (run.found(r["run_id"]) for r in (full, poor, whole))
+    assert score.recall(before["rank"], 4) > run.THIN > score.recall(kept["rank"], 4)
+    assert poor["recall_10"] == whole["recall_10"] and np.array_equal(kept["ids"], everything["ids"])
+    read = np.isfinite(kept["em"])
+    assert read.sum() == 25 == json.loads(poor["settings"])["read"] and json.loads(full["settings"])["read"] == 60
+    assert [a is not None for a in kept["answers"]] == read.tolist()
+    for name in ("em", "f1"):
+        assert np.array_equal(kept[name][read], everything[name][read])
+        assert poor[name] == pytest.approx(everything[name][read].mean())
+    found = run.contrast(poor["run_id"], full["run_id"])
+    assert found["count"] == 25 and found["base_value"] == pytest.approx(before["em"][read].mean())
+    assert found["value"] - found["base_value"] == pytest.approx(found["difference"])
+    assert run.contrast(poor["run_id"], full["run_id"], "recall_10")["count"] == 60
+    assert run.evaluate("planted", "svd", 0.1, **options | dict(sample=61))["em"] == pytest.approx(whole["em"])
+
+
 def test_answers_in_passages_stand_in_for_gold_passages(planted):
     gold = run.evaluate("planted", "full", questions="a")
     words = run.evaluate("planted", "full", questions="a", judge="answer")
@@ -342,7 +365,7 @@ def test_answers_in_passages_stand_in_for_gold_passages(planted):
     (dict(k=0), "k 0"), (dict(k=401), "400 passages"), (dict(judge="eye"), "judge"), (dict(how="fast"), "searching"),
     (dict(questions="z"), "'z'"), (dict(reader="nowhere"), "expected none, template"), (dict(budget=2.0), "budget"),
     (dict(method="compo"), "must be trained"), (dict(method="pqq"), "no method 'pqq'"), (dict(device="tpu"), "device"),
-    (dict(corpus="absent"), "ecstudy rag prep"), (dict(limit=0), "limit"), (dict(weights="x"), "weights"),
+    (dict(corpus="absent"), "ecstudy rag prep"), (dict(limit=0), "limit"), (dict(sample=0), "sample"), (dict(weights="x"), "weights"),
 ])
 def test_what_cannot_be_run_is_told_before_any_work(planted, settings, message):
     settings = dict(corpus="planted", method="full") | settings

@@ -36,6 +36,10 @@ def test_cells_are_in_per_cent_with_intervals_over_questions(rows):
 
     low, high = proportion_confint(160, 400, method="wilson")
     assert svd["em_half"] == pytest.approx(50 * (high - low), rel=1e-4)
+    part = report.retrieval_cells(rows.assign(settings=json.dumps(dict(asked=400, read=100)))).iloc[1]
+    low, high = proportion_confint(40, 100, method="wilson")
+    assert part["em_half"] == pytest.approx(50 * (high - low), rel=1e-4) and part["em_half"] > 1.9 * svd["em_half"]
+    assert part["recall_10_half"] == svd["recall_10_half"]
     assert cells.loc["pq", 0.03]["status"] == "unreachable" and math.isnan(cells.loc["pq", 0.03]["em"])
 
 

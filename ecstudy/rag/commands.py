@@ -184,6 +184,8 @@ def evaluate(
     how: Annotated[Optional[str], typer.Option(help="decode, scores, own or faiss (default: the method's).")] = None,
     judge: Annotated[str, typer.Option(help="gold, or answer: a passage that holds the answer's words.")] = "gold",
     limit: Annotated[Optional[int], typer.Option(help="Ask only so many questions.")] = None,
+    sample: Annotated[Optional[int], typer.Option(help="Read only so many where little was found (recall below "
+                                                       "0.3).")] = None,
     section: Annotated[str, typer.Option(help="The section of the study the rows are for.")] = "rag",
     device: Device = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Measure again what is there already.")] = False,
@@ -198,8 +200,8 @@ def evaluate(
     settings = {} if reader is None else dict(reader=reader)
     table = sweep(corpus, split(methods), [budget(b) for b in split(budgets)],
                   questions=[None] if questions is None else split(questions), seeds=numbers("seeds", seeds, int),
-                  k=k, how=how, judge=judge, limit=limit, section=section, device=device, force=force,
-                  progress=progress, **settings)
+                  k=k, how=how, judge=judge, limit=limit, sample=sample, section=section, device=device,
+                  force=force, progress=progress, **settings)
     if as_json:
         typer.echo(dumps(records(table)))
     else:

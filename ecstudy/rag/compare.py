@@ -43,8 +43,8 @@ def differences(rows: pd.DataFrame, against: str = FULL, measures=MEASURES) -> p
 
     Returns
     -------
-    DataFrame with the columns :data:`DIFFERENCES`: ``value - base_value``, with its 95 % interval over ``count``
-    questions (paired, normal). Pairs of which neither the answers nor a published line is there are left out.
+    DataFrame with the columns :data:`DIFFERENCES`: ``value - base_value``, with its 95 % interval over the ``count``
+    questions that both answered (paired, normal). Pairs of which neither the answers nor a published line is there are left out.
     """
     known_as("against", against, AGAINST)
     rows = rows[rows["task"].eq("rag") & rows["status"].eq("ok")]
@@ -76,8 +76,7 @@ def differences(rows: pd.DataFrame, against: str = FULL, measures=MEASURES) -> p
                     continue
                 found = known[key]
             lines.append(dict(run=key[0], base=key[1], against=against, dataset=pair["dataset"], model=pair["model"],
-                              spec=pair["spec"], budget=pair["budget"], seed=pair["seed"], measure=measure,
-                              value=pair[measure], base_value=pair[f"{measure}_base"], **found))
+                              spec=pair["spec"], budget=pair["budget"], seed=pair["seed"], measure=measure, **found))
     return pd.DataFrame(lines, columns=DIFFERENCES)
 
 
@@ -130,7 +129,8 @@ def _published() -> dict[tuple[str, str, str], dict]:
     path = _file("rag_differences.csv")
     if not path.is_file():
         return {}
-    return {(line["run"], line["base"], line["measure"]): {n: line[n] for n in ("difference", "low", "high", "count")}
+    return {(line["run"], line["base"], line["measure"]): {n: line[n] for n in (
+        "difference", "low", "high", "count", "value", "base_value")}
             for line in pd.read_csv(path).to_dict("records")}
 
 

@@ -41,6 +41,7 @@ DECODED = 1_024                          # rows of a batch that is timed (Table 
 BATCHES = 50
 READERS = ("none", "template")
 WEIGHTS = ("norms", "own", "retrieved")
+THIN = 0.3                               # share of questions with a passage to read, below which a sample is read
 SPLIT = "_split"                         # ends the section of runs that differ from others by their weights alone
 
 
@@ -115,6 +116,10 @@ class RagCell:
         run of words (DPR), for corpora of which nobody knows gold passages.
     limit:
         Ask only so many of the questions, drawn by a fixed seed.
+    sample:
+        Read only so many of them, drawn alike, where the answer was found for less than three tenths (recall@``k``):
+        a poor cell finds passages that no other finds, so that it takes longest to read and says least. EM and F1 are
+        then of that sample, recall of all.
     weights:
         What methods that group rows go by: ``norms`` of the vectors before normalisation, ``own`` those of what is
         stored, ``retrieved`` one more than how often the questions for training find a passage.
@@ -132,6 +137,7 @@ class RagCell:
     how: str | None = None
     judge: str = "gold"
     limit: int | None = None
+    sample: int | None = None
     weights: str = "norms"
     section: str = "rag"
     device: str = "cpu"
@@ -139,9 +145,9 @@ class RagCell:
     def __post_init__(self):
         object.__setattr__(self, "corpus", str(self.corpus))
         object.__setattr__(self, "budget", check_budget(self.budget))
-        for name, least in (("seed", 0), ("k", 1), ("limit", 1)):
+        for name, least in (("seed", 0), ("k", 1), ("limit", 1), ("sample", 1)):
             value = getattr(self, name)
-            if name == "limit" and value is None:
+            if name in ("limit", "sample") and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise CellError(f"{name} {value!r}: expected an integer of at least {least}")
@@ -190,16 +196,13 @@ class RagCell:
         reader = None if self.read is None else getattr(self.read, "fingerprint", type(self.read).__name__)
         return dict(task="rag", method=self.spec.canonical, budget=self.budget, seed=self.seed, k=self.k,
                     questions=self.questions, reader=reader, how=self.how, judge=self.judge, limit=self.limit,
-                    weights=self.weights)
+                    weights=self.weights) | ({} if self.sample is None else dict(sample=self.sample))
 
     @cached_property
     def asked(self) -> list:
         """The questions, in the order of the corpus."""
         found = self.opened.questions(self.questions, "test")
-        if self.limit is not None and self.limit < len(found):
-            chosen = np.sort(np.random.default_rng(0).permutation(len(found))[:self.limit])
-            found = [found[i] for i in chosen]
-        return found
+        return [found[i] for i in _drawn(len(found), self.limit)]
 
     def check(self) -> None:
         """Look up method, corpus, vectors, questions, reader and device; one clear ValueError before any work."""
@@ -228,6 +231,11 @@ class RagCell:
                  spec=self.spec.canonical, dataset=self.dataset, model=self.model, seed=self.seed,
                  dim=self.opened.encoding["dim"], device=self.device, data_fingerprint=self.fingerprint,
                  settings=self.settings | dict(corpus=self.opened.name) | more) | measured)
+
+
+def _drawn(n: int, count: int | None) -> np.ndarray:
+    """``count`` of ``n`` places, in order; all of them for None."""
+    return np.arange(n) if count is None else np.sort(np.random.default_rng(0).permutation(n)[:count])
 
 
 @functools.lru_cache(maxsize=1)
@@ -289,9 +297,9 @@ def run_cell(cell: RagCell, progress=None) -> dict:
     rank = _rank(cell, hits)
     row |= {f"recall_{k}": recall(rank, k) for k in KS if k <= n}
     start = time.perf_counter()
-    answers, right, overlap = _read(cell, hits)
+    answers, right, overlap = _read(cell, hits, rank)
     if answers is not None:
-        row |= dict(em=float(right.mean()), f1=float(overlap.mean()))
+        row |= dict(em=float(np.nanmean(right)), f1=float(np.nanmean(overlap)))
     read_seconds = time.perf_counter() - start
     _keep(cell.run_id, question=np.array([q.id for q in asked]), ids=hits.ids, scores=hits.scores, rank=rank,
           **({} if answers is None else dict(em=right, f1=overlap, answers=answers)))
@@ -299,7 +307,8 @@ def run_cell(cell: RagCell, progress=None) -> dict:
         status="ok", reason="", reached=size / full, bytes_inference=size, bytes_breakdown=breakdown(emb),
         peak_bytes=made.peak_bytes, seconds=made.seconds, search_ms=1000 * search_seconds / len(asked),
         **_latency(cell, emb), more=dict(asked=len(asked), searched=cell.how or way(emb),
-                                         read_seconds=round(read_seconds, 3), passages=n))
+                                         read_seconds=round(read_seconds, 3), passages=n,
+                                         read=0 if right is None else int(np.isfinite(right).sum())))
 
 
 def _rank(cell: RagCell, hits) -> np.ndarray:
@@ -315,17 +324,23 @@ def _rank(cell: RagCell, hits) -> np.ndarray:
     return rank
 
 
-def _read(cell: RagCell, hits):
-    """Answers, whether each is right, and its F1; three Nones without a reader."""
+def _read(cell: RagCell, hits, rank):
+    """Answers, whether each is right, and its F1 (None and NaN for questions not read); three Nones without a reader.
+    """
     if cell.read is None:
         return None, None, None
-    passages = [cell.opened.passages(ids[:cell.k]) for ids in hits.ids]
-    answers = list(cell.read([q.question for q in cell.asked], passages, hits.scores[:, :cell.k]))
-    if len(answers) != len(cell.asked):
-        raise RuntimeError(f"reader {cell.model} gave {len(answers)} answers to {len(cell.asked)} questions")
-    rules = [rule(q.group) for q in cell.asked]
-    right, overlap = (np.array([score(answer, q.answers, rule) for answer, q, rule in zip(answers, cell.asked, rules)],
-                               dtype=np.float32) for score in (exact, f1))
+    thin = recall(rank, cell.k) < THIN
+    chosen = _drawn(len(cell.asked), cell.sample if thin else None)
+    asked = [cell.asked[i] for i in chosen]
+    passages = [cell.opened.passages(ids[:cell.k]) for ids in hits.ids[chosen]]
+    found = list(cell.read([q.question for q in asked], passages, hits.scores[chosen, :cell.k]))
+    if len(found) != len(asked):
+        raise RuntimeError(f"reader {cell.model} gave {len(found)} answers to {len(asked)} questions")
+    answers, right, overlap = [None] * len(cell.asked), *np.full((2, len(cell.asked)), np.nan, np.float32)
+    for place, question, answer in zip(chosen, asked, found):
+        how = rule(question.group)
+        answers[place] = answer
+        right[place], overlap[place] = (score(answer, question.answers, how) for score in (exact, f1))
     return answers, right, overlap
 
 
@@ -356,7 +371,8 @@ def _keep(run_id: str, answers: Sequence[str] | None = None, **arrays) -> None:
 
 def found(run_id: str) -> dict | None:
     """What a run found, or None if that was not kept: ``question`` ids [Q], ``ids`` and ``scores`` [Q, k], ``rank`` of
-    the first gold passage [Q] (0: none), and with a reader ``em`` and ``f1`` [Q] and ``answers``, a list of texts."""
+    the first gold passage [Q] (0: none), and with a reader ``em`` and ``f1`` [Q] and ``answers``, a list of texts; NaN
+    and None for questions that were not read."""
     try:
         with np.load(paths.runs() / "rag" / f"{run_id}.npz", allow_pickle=False) as file:
             kept = {name: file[name] for name in file.files}
@@ -375,14 +391,15 @@ def retrieved(run_id: str, passages: int, k: int = 10) -> np.ndarray:
 
 
 def contrast(run_id: str, base: str, measure: str = "em") -> dict:
-    """Difference of two runs on the same questions: ``difference``, its 95 % interval ``low`` to ``high``, ``count``.
+    """Difference of two runs on the same questions: ``difference``, its 95 % interval ``low`` to ``high``, ``count``,
+    and the means over those questions, ``value`` and ``base_value``.
 
     Parameters
     ----------
     measure:
         ``em``, ``f1``, or ``recall_<k>``.
 
-    The interval is paired and normal over questions, whose outcomes are taken as independent.
+    The interval is paired and normal over the questions that both read, whose outcomes are taken as independent.
 
     Raises
     ------
@@ -400,10 +417,13 @@ def contrast(run_id: str, base: str, measure: str = "em") -> dict:
         values.append((kept["question"], kept[measure].astype(np.float64)))
     if not np.array_equal(values[0][0], values[1][0]):
         raise CellError(f"runs {run_id} and {base} asked different questions: nothing to compare in pairs")
-    difference = values[0][1] - values[1][1]
+    both = np.isfinite(values[0][1]) & np.isfinite(values[1][1])
+    own, other = values[0][1][both], values[1][1][both]
+    difference = own - other
     half = 1.959964 * difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else float("nan")
     mean = difference.mean()
-    return dict(difference=float(mean), low=float(mean - half), high=float(mean + half), count=len(difference))
+    return dict(difference=float(mean), low=float(mean - half), high=float(mean + half), count=len(difference),
+                value=float(own.mean()), base_value=float(other.mean()))
 
 
 def setting(rows: pd.DataFrame, name: str) -> pd.Series:
@@ -463,7 +483,8 @@ def sweep(corpus, methods, budgets=(None,), *, questions=(None,), seeds=(0,), mi
                              dataset=[f"{name}/{asked or 'all'}" for asked in questions])
         fixed = rows["spec"].isin([s.canonical for s in specs if not _sized_by_budget(s)])
         alike = setting(rows, "weights").eq(settings.get("weights", "norms")) \
-            & setting(rows, "limit").fillna(0).eq(settings.get("limit") or 0)
+            & setting(rows, "limit").fillna(0).eq(settings.get("limit") or 0) \
+            & setting(rows, "sample").fillna(0).eq(settings.get("sample") or 0)
         return rows[(fixed | rows["budget"].isin(budgets)) & alike].reset_index(drop=True)
     settings = _reader(corpus, settings)
     cells = {}

@@ -51,9 +51,9 @@ def paper_cell(method: str, pct: float) -> tuple[float, float, float]:
 def retrieval_cells(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per method and budget: means over seeds of measures in per cent, sizes and times.
 
-    Columns: ``method family group budget status reason seeds asked reached_pct seconds decode_ms decode_ratio
-    search_ms`` and each of :data:`MEASURES` with ``<measure>_half``, half its 95 % interval over the questions asked
-    (Wilson).
+    Columns: ``method family group budget status reason seeds asked read reached_pct seconds decode_ms decode_ratio
+    search_ms`` and each of :data:`MEASURES` with ``<measure>_half``, half its 95 % interval over the questions asked, or
+    read where it is of the answers (Wilson).
     Raises ValueError for no rows, rows of another task, or of several corpora, question sets or readers.
     """
     rows = rows[rows["task"] == "rag"] if "task" in rows else rows
@@ -69,13 +69,15 @@ def retrieval_cells(rows: pd.DataFrame) -> pd.DataFrame:
         line = dict(method=method, family=first["family"], group=get(parse(method).name).group, budget=float(budget),
                     status=first["status"], reason="" if len(ok) else str(first["reason"] or ""), seeds=len(ok))
         if len(ok):
-            asked = int(json.loads(first["settings"])["asked"])
-            line |= dict(asked=asked, reached_pct=100 * float((ok["bytes_inference"] / ok["bytes_full"]).mean()),
+            settings = json.loads(first["settings"])
+            asked = int(settings["asked"])
+            read = int(settings.get("read") or asked)
+            line |= dict(asked=asked, read=read, reached_pct=100 * float((ok["bytes_inference"] / ok["bytes_full"]).mean()),
                          decode_ratio=(ok["decode_ms"] / ok["latency_full_ms"]).mean(),
                          **ok[["seconds", "decode_ms", "search_ms"]].mean().to_dict())
             for measure in MEASURES:
-                share = ok[measure].mean()
-                half = _Z * math.sqrt(share * (1 - share) / asked + (_Z / 2 / asked) ** 2) / (1 + _Z ** 2 / asked) \
+                share, n = ok[measure].mean(), read if measure in ("em", "f1") else asked
+                half = _Z * math.sqrt(share * (1 - share) / n + (_Z / 2 / n) ** 2) / (1 + _Z ** 2 / n) \
                     if share == share else math.nan
                 line |= {measure: 100 * share, f"{measure}_half": 100 * half}
         lines.append(line)
@@ -92,7 +94,9 @@ def _done(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series | None]:
 
 
 def _of(rows: pd.DataFrame, done: pd.DataFrame) -> str:
-    return f"{rows['dataset'].iloc[0]}, {int(done['asked'].max()):,} questions, reader: {rows['model'].iloc[0]}"
+    fewer = done.loc[done["read"] < done["asked"], "read"]
+    part = f" ({int(fewer.min()):,} of them read where little was found)" if len(fewer) else ""
+    return f"{rows['dataset'].iloc[0]}, {int(done['asked'].max()):,} questions{part}, reader: {rows['model'].iloc[0]}"
 
 
 def quality(rows: pd.DataFrame, measure: str = "em", *, command: str = "") -> Picture:
