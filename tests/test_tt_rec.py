@@ -15,7 +15,7 @@ from ecstudy.budget import build
 from ecstudy.data.cardinalities import FIELDS
 from ecstudy.fields import Fields
 from ecstudy.methods import tt_rec
-from ecstudy.methods.tt_rec import TtRec, cells, columns, grid
+from ecstudy.methods.tt_rec import TtRec, cells, columns, grid, scatter
 from ecstudy.training import Optimizers
 
 PAPER = {"criteo": (376, 157, 46, 13), "avazu": (336, 147, 40, 11), "company": (329, 133, 39, 11)}
@@ -184,7 +184,7 @@ def test_the_published_start_grows_with_the_rank():
         assert scale == pytest.approx(rank * (5.746 ** 3 * 3 / np.prod(grid(200_000))) ** 0.5, rel=0.1)
 
 
-@pytest.mark.parametrize("option", ["rank=0", "rank=1.5", "init='zero'"])
+@pytest.mark.parametrize("option", ["rank=0", "rank=1.5", "init='zero'", "order='random'"])
 def test_bad_options_are_refused(option):
     with pytest.raises(ValueError, match=f"{option.partition('=')[0]}=.*expected"):
         ec.make(f"tt_rec({option})", [100, 50], 4)
@@ -238,6 +238,43 @@ def test_fit_takes_parts_of_a_matrix_and_any_factors_of_its_columns(tmp_path, mo
     for wrong in ("(2, 2, 2)", "(4, 4)", "4", "(-4, -4, 1)"):
         with pytest.raises(ValueError, match="expected three factors whose product is at least 16"):
             ec.make(f"tt_rec(columns={wrong})", 700, 16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(st.integers(1, 3000), st.integers(1, 3 * 10 ** 9)))
+def test_scattering_is_a_permutation_that_parts_neighbours(n):
+    step, inverse = scatter(n)
+    assert step * inverse % n == 1 % n and (step - 1) * (n - 1) < 2 ** 63
+    assert n < 200 or n / 5 < step < n * 4 / 5
+
+
+@pytest.mark.parametrize("sizes", [[700], [3, 729, 2, 1000]])
+def test_scattered_order_is_the_given_order_of_moved_rows(sizes, monkeypatch):
+    rough = torch.randn(sum(sizes), 16, generator=torch.Generator().manual_seed(0))
+    given, scattered = ec.make("tt_rec(rank=6)", sizes, 16), ec.make("tt_rec(rank=6, order='scattered')", sizes, 16)
+    place = [torch.arange(n) * scatter(n)[0] % n if cells(n, columns(16), 6) < n * 16 else torch.arange(n) for n in sizes]
+    moved = torch.cat([part[p.argsort()] for part, p in zip(rough.split(sizes), place)])
+    given.fit(moved), scattered.fit(rough)
+    ids = batch(sizes, 500)
+    with torch.no_grad():
+        expected = given(torch.stack([p[column] for p, column in zip(place, ids.T)], 1))
+        for dtype in (torch.int64, torch.int32):
+            torch.testing.assert_close(scattered(ids.to(dtype)), expected, rtol=1e-3, atol=1e-4)
+    assert ec.memory(given) == ec.memory(scattered)
+
+
+def test_alike_neighbours_matter_in_the_given_order_only():
+    """Runs of 27 alike rows, as passages of an article are: digits in the given order tell runs apart."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(27, 16, generator=generator).repeat_interleave(27, 0)
+    mixed = rows[torch.randperm(len(rows), generator=generator)]
+
+    def error(matrix, order):
+        return (table_of(ec.compress(matrix, f"tt_rec(rank=4, order='{order}')")) - matrix).square().mean().item()
+
+    alike, random = error(rows, "given"), error(mixed, "given")
+    assert abs(random / alike - 1) > 0.2
+    assert error(rows, "scattered") == pytest.approx(random, rel=0.15)
 
 
 def test_ranks_are_those_of_the_paper_for_passages():

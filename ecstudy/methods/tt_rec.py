@@ -24,7 +24,9 @@ as the full table's at the 50 % budget. Dimensions that are no power of two are 
 (768 is $8 \cdot 8 \cdot 12$). The authors' cache of frequent rows is left out, as in the study. ``fit`` is the TT-SVD
 of each field: two truncated singular value decompositions, one after the other, from sums over parts of the matrix.
 ``columns`` gives other factors of the dimension; where their product is larger, as in the paper's $9 \cdot 9 \cdot 10$
-for 768, what is beyond is cut off.
+for 768, what is beyond is cut off. Digits of ids that stand together agree, so the order of the rows matters where
+neighbours are alike; ``order="scattered"`` takes the digits of $g\,i \bmod n$ instead, $g$ being coprime to $n$ and
+near its golden section, which puts neighbours far apart and stores nothing.
 """
 from __future__ import annotations
 
@@ -69,6 +71,14 @@ def cells(n: int, factors: tuple[int, int, int], rank: int) -> int:
     return (c * d0 + b * d1 * rank + a * d2) * rank
 
 
+def scatter(n: int) -> tuple[int, int]:
+    """A step coprime to ``n`` near its golden section, and its inverse: ``i * step % n`` is a permutation."""
+    step = round(n * (math.sqrt(5) - 1) / 2)
+    while math.gcd(step, n) > 1:
+        step += 1
+    return step, pow(step, -1, n)
+
+
 def split(dim: int, given=None) -> tuple[int, int, int]:
     """Factors of the dimension: the most even ones, or ``given`` ones, whose product may be larger."""
     if given is None:
@@ -89,13 +99,15 @@ class TtRec(Method):
 
     fits_deployed = True
 
-    def __init__(self, fields, dim, rank=None, init="matched", columns=None):
+    def __init__(self, fields, dim, rank=None, init="matched", columns=None, order="given"):
         super().__init__(fields, dim)
         self.rank = 32 if rank is None else rank
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"rank={rank!r}: expected an integer of at least 1")
         if init not in ("matched", "paper"):
             raise ValueError(f"init={init!r}: expected 'matched' or 'paper'")
+        if order not in ("given", "scattered"):
+            raise ValueError(f"order={order!r}: expected 'given' or 'scattered'")
         self.columns = split(dim, columns)
         deep = [f for f, n in enumerate(fields.sizes) if cells(n, self.columns, self.rank) < n * dim]
         plain = [f for f in range(len(fields)) if f not in deep]
@@ -111,6 +123,10 @@ class TtRec(Method):
             for i, (factor, start) in enumerate(zip(factors.T, (np.cumsum(factors, 0) - factors).T)):
                 derived(self, f"factor{i}", factor)
                 derived(self, f"start{i}", start)
+            self.scattered = [scatter(fields.sizes[f]) for f in deep] if order == "scattered" else None
+            if self.scattered:
+                derived(self, "step", [step for step, _ in self.scattered])
+                derived(self, "modulus", [fields.sizes[f] for f in deep])
             d0, d1, d2 = self.columns
             self.bits = [int(number).bit_length() for number in factors.sum(0)]       # of a row's number in each core
             # of three U(-s, s) summed over R^2 paths: R (s / sqrt 3)^3 = bound / sqrt 3
@@ -145,6 +161,8 @@ class TtRec(Method):
         if self.cores is None:
             return row, None, None
         ids = ids.index_select(1, self.deep)
+        if self.scattered:
+            ids = ids * self.step % self.modulus
         rest = ids // self.factor0
         high = rest // self.factor1
         row0, row1 = ids - rest * self.factor0 + self.start0, rest - high * self.factor1 + self.start1
@@ -227,20 +245,20 @@ class TtRec(Method):
             if f not in self.deep.tolist():
                 continue
             (c, _, a), (d0, d1, d2), place = grid(n), self.columns, self.deep.tolist().index(f)
-            device = self.cores[0].weight.device
+            device, inverse = self.cores[0].weight.device, self.scattered[place][1] if self.scattered else 1
             gram = torch.zeros(c * d0, c * d0, dtype=torch.float64, device=device)
-            for _, part in self.unfolded(rows, first, n):
+            for _, part in self.unfolded(rows, first, n, inverse):
                 gram += part @ part.T
             left = self.leading(gram)
             gram = torch.zeros(a * d2, a * d2, dtype=torch.float64, device=device)
-            for _, part in self.unfolded(rows, first, n):
+            for _, part in self.unfolded(rows, first, n, inverse):
                 part = (left.T @ part).view(-1, a * d2)
                 gram += part.T @ part
             right = self.leading(gram)
             first0, first1, first2 = (int(s[place]) for s in (self.start0, self.start1, self.start2))
             self.cores[0].weight[first0:first0 + c] = left.view(c, -1)
             self.cores[2].weight[first2:first2 + a] = right.view(a, -1)
-            for middle, part in self.unfolded(rows, first, n):
+            for middle, part in self.unfolded(rows, first, n, inverse):
                 part = ((left.T @ part).view(-1, a * d2) @ right).view(self.rank, -1, d1 * self.rank)
                 self.cores[1].weight[first1 + middle:first1 + middle + part.shape[1]] = part.transpose(0, 1).flatten(1)
 
@@ -253,17 +271,19 @@ class TtRec(Method):
                 own = int(self.first[place]) - first
                 self.table.weight[low + own:high + own] = block[low - start:high - start].to(self.table.weight.device)
 
-    def unfolded(self, rows, first: int, n: int) -> Iterator[tuple[int, Tensor]]:
+    def unfolded(self, rows, first: int, n: int, inverse: int = 1) -> Iterator[tuple[int, Tensor]]:
         """A field of ``n`` rows as a matrix ``[c d0, m d1 a d2]`` of its first digits, for ``m`` values of the middle
-        digit at a time, with the first of them. Ids that do not exist, and columns beyond D, are zeros."""
+        digit at a time, with the first of them. Ids that do not exist, and columns beyond D, are zeros. Digits are those of
+        ``p`` for the id ``p * inverse % n``."""
         (c, b, a), (d0, d1, d2) = grid(n), self.columns
         step = max(1, FIT // (a * c * d0 * d1 * d2))
         for middle in range(0, b, step):
             m = min(step, b - middle)
             ids = torch.arange(a)[:, None] * (b * c) + torch.arange(middle * c, (middle + m) * c)
             known = ids < n
-            own = rows[(first + ids[known]).to(rows.device)] if isinstance(rows, Tensor) else torch.from_numpy(
-                np.asarray(rows[(first + ids[known]).numpy()], np.float32))
+            index = first + ids[known] * inverse % n
+            own = rows[index.to(rows.device)] if isinstance(rows, Tensor) else torch.from_numpy(
+                np.asarray(rows[index.numpy()], np.float32))
             own = pad(own.detach().float().cpu(), (0, d0 * d1 * d2 - self.dim))
             part = own.new_zeros(a * m * c, own.shape[1])
             part[known.view(-1)] = own
