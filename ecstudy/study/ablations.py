@@ -102,6 +102,9 @@ ABLATIONS = (
     Ablation("cafe_levels", "CAFE: ids of middle score", "Does CAFE gain where ids between hot and cold are sums of two "
              "shared rows?", "the paper's section on multi-level hash embedding",
              (Variant("one level"), Variant("two levels", "cafe(levels=2)")), ("cafe",), (0.1, 0.01)),
+    Ablation("cce_every", "CCE: when it clusters", "Does CCE suffer from clustering at the end of an epoch, where one epoch "
+             "is nearly all of training?", "the authors' example clusters after each of its epochs",
+             (Variant("every epoch"), Variant("every quarter of one", "cce(every=0.25)")), ("cce",), (0.1, 0.01)),
     Ablation("light_rec_temperature", "LightRec: temperature", "Does LightRec depend on how soft its choices are?",
              "published code: 0.9, for vectors of other lengths",
              (Variant("0.9"), Variant("0.3", "light_rec(temperature=0.3)"),
