@@ -328,7 +328,15 @@ def test_what_the_page_says_is_what_the_rows_say():
                  ("robe", 0.001, 0.74))
     text = "".join(_reading(rows, none))
     assert "DeepLight gets" not in text and "ROBE is" not in text          # ROBE loses, DeepLight's cause is not tested
-    assert "the lowest of 2 is DeepLight, -0.1000" in text and "at most 0.900 over all 10 runs" in text
+    assert "0 of 2 methods are less than 0.005 below Full; the lowest is DeepLight, -0.1000" in text
+    near = frame(("full", 1.0, 0.8), ("robe", 0.5, 0.797), ("unified", 0.5, 0.79), ("unified", 0.1, 0.8),
+                 ("robe", 0.1, 0.79), ("robe", 0.001, 0.7))
+    text_of = "".join(_reading(near, none))
+    assert "1 of 2 methods are less than" in text_of and "Beyond the paper's methods** the highest is at 10 % " in text_of
+    assert "Unified (+0.0000" in text_of and "of the paper's ROBE (-0.0100" in text_of and "0.1 % " not in text_of
+    assert "little is lost by any method**: the lowest of 1 is ROBE" in "".join(_reading(
+        near[near["method"] != "unified"], none))
+    assert "at most 0.900 over all 10 runs" in text
     assert "Nothing is worse" not in "".join(_reading(rows.assign(ne=1.01), none))
     text = _reading(rows, frame(("deeplight", 1.0, 0.71)))[1]
     assert "0.7005 at 50 %, 0.7505 at 1 %" in text and "ends at 0.7105" in text and "ROBE" not in text
