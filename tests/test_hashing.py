@@ -620,7 +620,8 @@ def test_other_forms_keep_the_contract(name, tmp_path):
     ("unified(rows=0)", "rows=0: expected 1"), ("unified(combine='x')", "combine='x': expected"),
     ("memcom(rows=0)", "rows=0: expected 1 to 100"),
     ("cafe(rows=1)", "rows=1: expected 2 to 141"), ("cafe(rows=2, levels=2)", "rows=2: expected 3 to 141"),
-    ("cafe(levels=3)", "levels=3: expected 1, or 2"), ("cafe(levels=2, online=False)", "levels=2 with online=False"), ("cafe(shared=1)", "shared=1: expected the share"),
+    ("cafe(levels=3)", "levels=3: expected 1, or 2"), ("cafe(levels=2, online=False)", "levels=2 with online=False"),
+    ("cafe(shared=1)", "shared=1: expected the share"),
     ("cafe(by='x')", "by='x': expected 'gradient' or"), ("cafe(threshold=0)", "threshold=0: expected a positive"),
 ])
 def test_bad_options_are_named(spec, text):

@@ -332,7 +332,8 @@ def test_what_the_page_says_is_what_the_rows_say():
     near = frame(("full", 1.0, 0.8), ("robe", 0.5, 0.797), ("unified", 0.5, 0.79), ("unified", 0.1, 0.8),
                  ("robe", 0.1, 0.79), ("robe", 0.001, 0.7))
     text_of = "".join(_reading(near, none))
-    assert "1 of 2 methods are less than" in text_of and "Beyond the paper's methods** the highest is at 10 % " in text_of
+    assert "1 of 2 methods are less than" in text_of
+    assert "Beyond the paper's methods** the highest is at 10 % " in text_of
     assert "Unified (+0.0000" in text_of and "of the paper's ROBE (-0.0100" in text_of and "0.1 % " not in text_of
     assert "little is lost by any method**: the lowest of 1 is ROBE" in "".join(_reading(
         near[near["method"] != "unified"], none))
@@ -346,6 +347,10 @@ def test_what_the_page_says_is_what_the_rows_say():
     text = "".join(_reading(more, other))
     assert "has 0.7605 at 0.1 %" in text and "prunes last, 0.7205" in text and "it has 0.7505 at 50 % here" in text
     assert "Pruning once" not in "".join(_reading(more, none))
+    more = frame(("full", 1.0, 0.8), ("cce", 0.1, 0.75), ("cce", 0.01, 0.7))
+    other = frame(("cce(every=0.25)", 0.1, 0.76))
+    assert "it has 0.7605 instead of 0.7505 at 10 %." in "".join(_reading(more, other))
+    assert "CCE gains" not in "".join(_reading(more, frame(("cce(every=0.25)", 0.1, 0.74))))
 
 
 # -- many methods ------------------------------------------------------------------------------------------------------

@@ -252,7 +252,8 @@ def test_scattering_is_a_permutation_that_parts_neighbours(n):
 def test_scattered_order_is_the_given_order_of_moved_rows(sizes, monkeypatch):
     rough = torch.randn(sum(sizes), 16, generator=torch.Generator().manual_seed(0))
     given, scattered = ec.make("tt_rec(rank=6)", sizes, 16), ec.make("tt_rec(rank=6, order='scattered')", sizes, 16)
-    place = [torch.arange(n) * scatter(n)[0] % n if cells(n, columns(16), 6) < n * 16 else torch.arange(n) for n in sizes]
+    place = [torch.arange(n) * scatter(n)[0] % n if cells(n, columns(16), 6) < n * 16 else torch.arange(n)
+             for n in sizes]
     moved = torch.cat([part[p.argsort()] for part, p in zip(rough.split(sizes), place)])
     given.fit(moved), scattered.fit(rough)
     ids = batch(sizes, 500)

@@ -273,8 +273,8 @@ class TtRec(Method):
 
     def unfolded(self, rows, first: int, n: int, inverse: int = 1) -> Iterator[tuple[int, Tensor]]:
         """A field of ``n`` rows as a matrix ``[c d0, m d1 a d2]`` of its first digits, for ``m`` values of the middle
-        digit at a time, with the first of them. Ids that do not exist, and columns beyond D, are zeros. Digits are those of
-        ``p`` for the id ``p * inverse % n``."""
+        digit at a time, with the first of them. Ids that do not exist, and columns beyond D, are zeros. Digits are
+        those of ``p`` for the id ``p * inverse % n``."""
         (c, b, a), (d0, d1, d2) = grid(n), self.columns
         step = max(1, FIT // (a * c * d0 * d1 * d2))
         for middle in range(0, b, step):

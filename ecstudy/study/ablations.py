@@ -99,11 +99,11 @@ ABLATIONS = (
              "the paper's widths could not be recovered",
              (Variant("16 units"), Variant("4", "amtl(hidden=4)"), Variant("64", "amtl(hidden=64)")), ("amtl",),
              (0.1,)),
-    Ablation("cafe_levels", "CAFE: ids of middle score", "Does CAFE gain where ids between hot and cold are sums of two "
-             "shared rows?", "the paper's section on multi-level hash embedding",
+    Ablation("cafe_levels", "CAFE: ids of middle score", "Does CAFE gain where ids between hot and cold are sums of "
+             "two shared rows?", "the paper's section on multi-level hash embedding",
              (Variant("one level"), Variant("two levels", "cafe(levels=2)")), ("cafe",), (0.1, 0.01)),
-    Ablation("cce_every", "CCE: when it clusters", "Does CCE suffer from clustering at the end of an epoch, where one epoch "
-             "is nearly all of training?", "the authors' example clusters after each of its epochs",
+    Ablation("cce_every", "CCE: when it clusters", "Does CCE suffer from clustering at the end of an epoch, where one "
+             "epoch is nearly all of training?", "the authors' example clusters after each of its epochs",
              (Variant("every epoch"), Variant("every quarter of one", "cce(every=0.25)")), ("cce",), (0.1, 0.01)),
     Ablation("light_rec_temperature", "LightRec: temperature", "Does LightRec depend on how soft its choices are?",
              "published code: 0.9, for vectors of other lengths",
