@@ -365,7 +365,8 @@ def test_answers_in_passages_stand_in_for_gold_passages(planted):
     (dict(k=0), "k 0"), (dict(k=401), "400 passages"), (dict(judge="eye"), "judge"), (dict(how="fast"), "searching"),
     (dict(questions="z"), "'z'"), (dict(reader="nowhere"), "expected none, template"), (dict(budget=2.0), "budget"),
     (dict(method="compo"), "must be trained"), (dict(method="pqq"), "no method 'pqq'"), (dict(device="tpu"), "device"),
-    (dict(corpus="absent"), "ecstudy rag prep"), (dict(limit=0), "limit"), (dict(sample=0), "sample"), (dict(weights="x"), "weights"),
+    (dict(corpus="absent"), "ecstudy rag prep"), (dict(limit=0), "limit"), (dict(sample=0), "sample"),
+    (dict(weights="x"), "weights"),
 ])
 def test_what_cannot_be_run_is_told_before_any_work(planted, settings, message):
     settings = dict(corpus="planted", method="full") | settings

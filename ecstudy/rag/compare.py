@@ -44,7 +44,8 @@ def differences(rows: pd.DataFrame, against: str = FULL, measures=MEASURES) -> p
     Returns
     -------
     DataFrame with the columns :data:`DIFFERENCES`: ``value - base_value``, with its 95 % interval over the ``count``
-    questions that both answered (paired, normal). Pairs of which neither the answers nor a published line is there are left out.
+    questions that both answered (paired, normal). Pairs of which neither the answers nor a published line is there are
+    left out.
     """
     known_as("against", against, AGAINST)
     rows = rows[rows["task"].eq("rag") & rows["status"].eq("ok")]

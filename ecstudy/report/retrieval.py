@@ -52,8 +52,8 @@ def retrieval_cells(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per method and budget: means over seeds of measures in per cent, sizes and times.
 
     Columns: ``method family group budget status reason seeds asked read reached_pct seconds decode_ms decode_ratio
-    search_ms`` and each of :data:`MEASURES` with ``<measure>_half``, half its 95 % interval over the questions asked, or
-    read where it is of the answers (Wilson).
+    search_ms`` and each of :data:`MEASURES` with ``<measure>_half``, half its 95 % interval (Wilson) over the questions
+    asked, of answers over those read.
     Raises ValueError for no rows, rows of another task, or of several corpora, question sets or readers.
     """
     rows = rows[rows["task"] == "rag"] if "task" in rows else rows
@@ -72,7 +72,8 @@ def retrieval_cells(rows: pd.DataFrame) -> pd.DataFrame:
             settings = json.loads(first["settings"])
             asked = int(settings["asked"])
             read = int(settings.get("read") or asked)
-            line |= dict(asked=asked, read=read, reached_pct=100 * float((ok["bytes_inference"] / ok["bytes_full"]).mean()),
+            line |= dict(asked=asked, read=read,
+                         reached_pct=100 * float((ok["bytes_inference"] / ok["bytes_full"]).mean()),
                          decode_ratio=(ok["decode_ms"] / ok["latency_full_ms"]).mean(),
                          **ok[["seconds", "decode_ms", "search_ms"]].mean().to_dict())
             for measure in MEASURES:
