@@ -58,6 +58,10 @@ ABLATIONS = (
              "the paper's INT8 has one global scale of 0.01",
              (Variant("one scale"), Variant("a scale per row", "int_quant(bits=8, scale='row')")),
              ("int_quant(bits=8)",)),
+    Ablation("few_bits", "Full in few bits", "How many bits of a trained table are needed?", "integers with a scale for "
+             "each row, and half floats, rounded after training: what is shipped today",
+             (Variant("float32"), Variant("bfloat16", "{}|bf16"), Variant("8 bits", "{}|int8"),
+              Variant("4 bits", "{}|int4"), Variant("2 bits", "{}|int2")), ("full",)),
     Ablation("robe_block", "ROBE: block length and sign", "Does ROBE depend on its block length or on random signs?",
              "the paper's text calls Z the block length, its code makes it the number of blocks",
              (Variant("one block of 16"), Variant("blocks of 4", "robe(block=4)"),
