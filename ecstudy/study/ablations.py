@@ -58,8 +58,8 @@ ABLATIONS = (
              "the paper's INT8 has one global scale of 0.01",
              (Variant("one scale"), Variant("a scale per row", "int_quant(bits=8, scale='row')")),
              ("int_quant(bits=8)",)),
-    Ablation("few_bits", "Full in few bits", "How many bits of a trained table are needed?", "integers with a scale for "
-             "each row, and half floats, rounded after training: what is shipped today",
+    Ablation("few_bits", "Full in few bits", "How many bits of a trained table are needed?",
+             "integers with a scale for each row, and half floats, rounded after training: what is shipped today",
              (Variant("float32"), Variant("bfloat16", "{}|bf16"), Variant("8 bits", "{}|int8"),
               Variant("4 bits", "{}|int4"), Variant("2 bits", "{}|int2")), ("full",)),
     Ablation("robe_block", "ROBE: block length and sign", "Does ROBE depend on its block length or on random signs?",
@@ -110,7 +110,8 @@ ABLATIONS = (
              "epoch is nearly all of training?", "the authors' example clusters after each of its epochs",
              (Variant("every epoch"), Variant("every quarter of one", "cce(every=0.25)")), ("cce",), (0.1, 0.01)),
     Ablation("light_rec_temperature", "LightRec: temperature", "Does LightRec depend on how soft its choices are?",
-             "published code: 0.9, for vectors of other lengths",
+             "published code: 0.9, for vectors of other lengths. On criteo_137k the state kept is that of k-means, "
+             "before choices are trained, so nothing changes",
              (Variant("0.9"), Variant("0.3", "light_rec(temperature=0.3)"),
               Variant("3", "light_rec(temperature=3.0)")), ("light_rec",), (0.1,)),
 )
