@@ -250,6 +250,11 @@ def test_pairs_come_from_the_rows_of_the_ablations(choices):
     assert found["label"].unique().tolist() == ["TT-Rec: initial scale"]
     assert found["a_label"].iloc[0] == "free of the rank"
     assert found["difference"].tolist() == pytest.approx([-0.008] * 2)
+    asked = report.ablation_questions(rows).html
+    assert "Does TT-Rec fall with more memory because" in asked and "published code: the standard" in asked
+    assert asked.count("<dt>") == 1
+    with pytest.raises(ValueError, match="no rows of the list"):
+        report.ablation_questions(choices)
     by_column = dict(label="data", a=dict(variant="free of the rank"), b=dict(variant="as published"))
     assert impact.ablated(rows, [by_column])["difference"].iloc[0] == pytest.approx(-0.008)
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from html import escape
 
 import numpy as np
 import pandas as pd
 
 from ..spec import parse
 from .figures import (PANELS, _bytes_axes, _bytes_limits, _end_labels, _lines, _panels, _seeds, _where)
-from .picture import Picture, Table, frame_html, svg_of
+from .picture import Html, Picture, Table, frame_html, svg_of
 from .style import FULL, INK, drawing, in_order, looks, title
 from .summary import best_by_validation, cells, check_rows, t_interval
 from .tables import _plus_minus, by_family
@@ -596,6 +597,19 @@ def ablated(rows: pd.DataFrame, pairs: list[dict] | None = None) -> pd.DataFrame
     frame["_method"] = frame["method"].map(order)
     return frame.sort_values(["_pair", "_method", "budget"], ascending=[True, True, False], ignore_index=True).drop(
         columns=["_pair", "_method"])
+
+
+def ablation_questions(rows: pd.DataFrame) -> Html:
+    """What each ablation of the rows (those of :func:`ecstudy.study.ablations.run`) asks, and where the choice comes
+    from. Raises ValueError without rows, or for rows that name none of the list."""
+    from ..study import ablations
+
+    names = set(rows["ablation"]) if "ablation" in rows else set()
+    lines = [f'<dt>{escape(a.title)}</dt><dd>{escape(a.question)} <span class="ec-small">{escape(a.source)}.</span></dd>'
+             for a in ablations.ABLATIONS if a.name in names]
+    if not lines:
+        raise ValueError("no rows of the list of ablations; run `ecstudy study` with the notebook ablations first")
+    return Html("<dl>\n" + "\n".join(lines) + "\n</dl>")
 
 
 MATTERS = 0.001                                             # differences of AUC that the paper calls considerable
