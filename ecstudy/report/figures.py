@@ -141,7 +141,10 @@ def _bytes_axes(axes, low: float, full_bytes: float) -> None:
     """Deployed size from 100 % down to ``low`` %: below the last of ``axes`` in per cent, above the first in MiB."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    ticks = [t for t in (100, 50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1, 0.05, 0.01) if low / 1.25 <= t <= 110]
+    values = (100, 50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1, 0.05)
+    if low < 0.03:                                          # over more than three decades these would meet
+        values = [10.0 ** k for k in range(2, -6, -1)]
+    ticks = [t for t in values if low / 1.25 <= t <= 110]
     axes[-1].set_xticks(ticks if len(ticks) > 1 else [low, 100.0])
     axes[-1].xaxis.set_minor_locator(NullLocator())
     axes[-1].xaxis.set_major_formatter(FuncFormatter(_percent))
