@@ -666,7 +666,7 @@ def ablation(rows: pd.DataFrame, pairs: list[dict] | None = None, *, command: st
         ax.axvspan(-MATTERS, MATTERS, color=INK, alpha=0.12, lw=0)
         if widest > 0.012:                                   # small and large differences in one figure
             ax.set_xscale("symlog", linthresh=2 * MATTERS, linscale=0.8)
-            ax.xaxis.set_major_locator(FixedLocator([-0.1, -0.01, -0.002, 0, 0.002, 0.01, 0.1]))
+            ax.xaxis.set_major_locator(FixedLocator([-0.1, -0.01, 0, 0.01, 0.1]))
         halves = frame["half"].fillna(0)
         low = min((frame["difference"] - halves.clip(upper=2 * widest)).min(), -2 * MATTERS)
         high = max((frame["difference"] + halves.clip(upper=2 * widest)).max(), 2 * MATTERS)
