@@ -390,6 +390,18 @@ def test_a_smaller_corpus_keeps_gold_passages_questions_and_vectors(planted):
     assert np.array_equal(small.question_vectors, planted.question_vectors)
     assert small.encoding["encoder"] == planted.encoding["encoder"] and small.fingerprint != planted.fingerprint
     assert run.evaluate("small", "full")["recall_1"] >= run.evaluate("planted", "full")["recall_1"]
+    assert run.evaluate("small", "full", questions="a", reader=FirstWord())["em"] is not None
+    grids = run.study("planted", ["full", "svd"], [0.5], small="small", small_methods=["full"], small_reader="none",
+                      split=["mag_svd"], questions="a", reader=FirstWord(), progress=False)
+    assert grids["rows"]["em"].notna().all() and len(grids["rows"]) == 2 and len(grids["split"]) == 1
+    assert list(grids["small"]["model"]) == ["none"] and grids["small"]["em"].isna().all()
+    gone = planted.folder.with_name("gone")
+    for name, folder in (("small", small.folder), ("planted", planted.folder)):
+        folder.rename(gone)                                              # rows stand in for a corpus
+        kept = [run.sweep(name, ["full"], missing="skip", questions="a", reader=r)["model"].tolist()
+                for r in ("none", FirstWord())]
+        assert kept == ([["none"], ["firstword"]] if name == "small" else [[], ["firstword"]])
+        gone.rename(folder)
     assert subset(write("bare"), "bare_small", 3).meta["passages"] == 8
     with pytest.raises(DataError, match="no vectors"):
         Corpus.open("bare_small").vectors

@@ -110,6 +110,36 @@ def test_differences_are_paired_over_questions(runs):
         compare.differences(runs, "pq")
 
 
+def test_a_share_is_a_ratio_of_means_over_the_same_questions(runs):
+    found = compare.shares(compare.differences(runs, "full", ("em", "f1", "recall_10"))).set_index(["run", "measure"])
+    own, base = (np.r_[np.ones(n), np.zeros(40 - n)] for n in (20, 32))
+    line = found.loc["svd-norms", "em"]
+    half = 1.959964 * np.std(own - 0.625 * base, ddof=1) / np.sqrt(40) / 0.8           # delta method, by hand
+    assert (line["share"], line["share_half"]) == (pytest.approx(0.625), pytest.approx(half))
+    assert found.loc["svd-norms", "recall_10"]["share_half"] == pytest.approx(half)
+    assert np.isnan(found.loc["svd-norms", "f1"]["share_half"])                        # not 0 or 1
+    # a share near nothing is known well, however uncertain Full is: 0 of 100 against 50 of 100
+    table = pd.DataFrame([dict(measure="em", value=v, base_value=b, count=100, difference=v - b,
+                               low=v - b - w, high=v - b + w) for v, b, w in
+                          [(0.0, 0.5, 1.959964 * (0.25 / 99) ** 0.5), (0.5, 0.5, 0.0), (0.3, 0.0, 0.1)]])
+    found = compare.shares(table)
+    assert found["share_half"][:2].tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert found["share"][:2].tolist() == [0, 1] and found.loc[2, ["share", "share_half"]].isna().all()
+
+
+def test_the_interval_of_a_share_covers():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        base = rng.random(400) < 0.5
+        own = base & (rng.random(400) < 0.4)                                           # true share: 0.4
+        d = own.astype(float) - base
+        half = 1.959964 * d.std(ddof=1) / 20
+        line = compare.shares(pd.DataFrame([dict(measure="em", value=own.mean(), base_value=base.mean(), count=400,
+                                                 low=d.mean() - half, high=d.mean() + half)])).iloc[0]
+        covered += abs(line["share"] - 0.4) <= line["share_half"]
+    assert 0.92 <= covered / 400 <= 0.98
+
+
 def test_skew_is_of_full_and_beside_chance(runs):
     found = compare.skew(runs)
     assert list(found["order"].unique()) == ["found", "by chance"]           # no corpus, no other questions

@@ -17,7 +17,7 @@ from ..study import store
 from ..study.row import CellError
 from ..study.row import known as known_as
 from .popularity import popularity
-from .run import SPLIT, contrast, open_corpus, retrieved, setting
+from .run import SPLIT, Z, contrast, open_corpus, retrieved, setting
 
 FULL = "full"
 MEASURES = ("em", "f1", "recall_1", "recall_10", "recall_100")
@@ -79,6 +79,25 @@ def differences(rows: pd.DataFrame, against: str = FULL, measures=MEASURES) -> p
             lines.append(dict(run=key[0], base=key[1], against=against, dataset=pair["dataset"], model=pair["model"],
                               spec=pair["spec"], budget=pair["budget"], seed=pair["seed"], measure=measure, **found))
     return pd.DataFrame(lines, columns=DIFFERENCES)
+
+
+def shares(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` of :func:`differences` with ``share``, value ÷ base_value, and ``share_half``, half its 95 % interval.
+
+    The interval is that of a ratio of means over the same questions (delta method), so it is narrow both where nearly
+    nothing is lost and where nearly nothing is left. For measures that are 0 or 1 for each question (EM, recall): what
+    both runs get right follows from the width of the difference's interval. NaN for others and for a base of 0.
+    """
+    n, own, base = (table[c].astype(float) for c in ("count", "value", "base_value"))
+    spread = n / (n - 1).where(n > 1)
+    of_own, of_base = spread * own * (1 - own), spread * base * (1 - base)
+    of_difference = n * ((table["high"] - table["low"]) / (2 * Z)) ** 2
+    share = own / base.where(base > 0)
+    together = (of_own + of_base - of_difference) / 2
+    left = (of_own + share ** 2 * of_base - 2 * share * together).clip(lower=0)
+    half = Z * np.sqrt(left / n) / base
+    binary = table["measure"].eq("em") | table["measure"].str.startswith("recall_")
+    return table.assign(share=share, share_half=half.where(binary))
 
 
 def curve(counts: np.ndarray, order: np.ndarray) -> pd.DataFrame:

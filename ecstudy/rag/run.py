@@ -42,6 +42,7 @@ BATCHES = 50
 READERS = ("none", "template")
 WEIGHTS = ("norms", "own", "retrieved")
 THIN = 0.3                               # share of questions with a passage to read, below which a sample is read
+Z = 1.959964                             # of a 95 % interval
 SPLIT = "_split"                         # ends the section of runs that differ from others by their weights alone
 
 
@@ -420,7 +421,7 @@ def contrast(run_id: str, base: str, measure: str = "em") -> dict:
     both = np.isfinite(values[0][1]) & np.isfinite(values[1][1])
     own, other = values[0][1][both], values[1][1][both]
     difference = own - other
-    half = 1.959964 * difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else float("nan")
+    half = Z * difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else float("nan")
     mean = difference.mean()
     return dict(difference=float(mean), low=float(mean - half), high=float(mean + half), count=len(difference),
                 value=float(own.mean()), base_value=float(other.mean()))
@@ -482,10 +483,12 @@ def sweep(corpus, methods, budgets=(None,), *, questions=(None,), seeds=(0,), mi
         rows = store.results(task="rag", spec=[s.canonical for s in specs], seed=seeds,
                              dataset=[f"{name}/{asked or 'all'}" for asked in questions])
         fixed = rows["spec"].isin([s.canonical for s in specs if not _sized_by_budget(s)])
-        alike = setting(rows, "weights").eq(settings.get("weights", "norms")) \
-            & setting(rows, "limit").fillna(0).eq(settings.get("limit") or 0) \
-            & setting(rows, "sample").fillna(0).eq(settings.get("sample") or 0)
-        return rows[(fixed | rows["budget"].isin(budgets)) & alike].reset_index(drop=True)
+        asked = {name: settings.get(name, default) for name, default in
+                 dict(weights="norms", limit=None, sample=None).items()}
+        alike = np.logical_and.reduce([setting(rows, name).fillna(0).eq(value or 0) for name, value in asked.items()])
+        reader = _reader(corpus, settings)["reader"]
+        read = rows["model"].eq(reader) if reader in READERS else ~rows["model"].isin(READERS)
+        return rows[(fixed | rows["budget"].isin(budgets)) & alike & read].reset_index(drop=True)
     settings = _reader(corpus, settings)
     cells = {}
     for seed in seeds:
@@ -502,17 +505,19 @@ def sweep(corpus, methods, budgets=(None,), *, questions=(None,), seeds=(0,), mi
 
 
 def study(dataset, methods, budgets, *, section: str = "rag", small=None, small_methods: Sequence[str] | None = None,
-          split: Sequence[str] = (), **settings) -> dict[str, pd.DataFrame]:
+          small_reader=None, split: Sequence[str] = (), **settings) -> dict[str, pd.DataFrame]:
     """The grids of one notebook, as :func:`sweep` fills them, by name:
 
-    ``rows``, the corpus; ``small``, the same, or ``small_methods`` alone, on a part of it (a corpus by name or folder);
+    ``rows``, the corpus; ``small``, the same, or ``small_methods`` alone, on a part of it (a corpus by name or folder),
+    with ``small_reader`` if that is given (``"none"``: recall alone);
     ``split``, the methods of ``split`` once more with their rows grouped by how often they are retrieved, in the
     section ``<section>_split``. ``settings`` go to :func:`sweep`. Grids that are not asked for have no rows.
     """
     rows = sweep(dataset, methods, budgets, section=section, **settings)
+    part = settings | ({} if small_reader is None else dict(reader=small_reader))
     return dict(
-        rows=rows, small=rows[:0] if small is None else sweep(small, small_methods or methods, budgets, section=section,
-                                                              **settings),
+        rows=rows,
+        small=rows[:0] if small is None else sweep(small, small_methods or methods, budgets, section=section, **part),
         split=rows[:0] if not split else sweep(dataset, split, budgets, section=section + SPLIT, weights="retrieved",
                                                **settings))
 

@@ -201,11 +201,16 @@ def retrieval_costs(rows: pd.DataFrame, *, command: str = "") -> Picture:
 
 
 def table6(rows: pd.DataFrame, *, command: str = "") -> Table:
-    """The shape of the paper's Table 6 beside its figures: EM as a share of that of uncompressed vectors."""
+    """The shape of the paper's Table 6 beside its figures: EM as a share of that of uncompressed vectors.
+
+    The share's interval is that of :func:`ecstudy.rag.compare.shares`; without the answers (neither here nor published)
+    the share is that of the two means, without an interval.
+    """
     done, full = _done(rows)
     place = {m: i for i, m in enumerate(in_order(done["method"]))}
     done = done.sort_values(["method", "reached_pct"], key=lambda c: c.map(place) if c.name == "method" else -c)
     measure = "em" if done["em"].notna().any() else "recall_10"
+    paired = _shares(rows, measure)
     lines, before = [], None
     for cell in done.to_dict("records"):
         pct, share, ms = paper_cell(cell["method"], cell["reached_pct"])
@@ -214,7 +219,8 @@ def table6(rows: pd.DataFrame, *, command: str = "") -> Table:
             "Method": "" if cell["method"] == before else title(cell["method"]),
             "Memory": f"{cell['reached_pct']:.3g} %",
             MEASURES[measure]: _plus_minus(cell[measure], cell[f"{measure}_half"], 1),
-            "of Full's": "" if full is None or same else f"{100 * cell[measure] / full[measure]:.1f} %",
+            "of Full's": "" if full is None or same else paired.get(
+                (cell["method"], cell["budget"]), f"{100 * cell[measure] / full[measure]:.1f} %"),
             "paper": "" if math.isnan(share) or same else f"{100 * share:.1f} % at {pct:g} %",
             "recall@1": _number(cell["recall_1"]), "recall@10": _number(cell["recall_10"]),
             "Compression": duration(cell["seconds"]), "Decoding": _number(cell["decode_ms"], " ms"),
@@ -224,6 +230,17 @@ def table6(rows: pd.DataFrame, *, command: str = "") -> Table:
     return Table(done, html, f"{_of(rows, done)}; ± is half the 95 % interval over questions. Decoding: 1,024 rows; "
                  "search: one query, all asked together. The paper: Natural Questions, 21 million passages, dimension "
                  "768, its latencies on a GPU; its cell nearest in size.", rows, command)
+
+
+def _shares(rows: pd.DataFrame, measure: str) -> dict[tuple[str, float], str]:
+    """What each method keeps of Full's measure on the same questions, by method and budget; means over seeds."""
+    from ..rag.compare import differences, shares
+
+    found = shares(differences(rows, measures=(measure,)))
+    found = found.merge(by_spec(rows)[["run_id", "method"]], left_on="run", right_on="run_id").dropna(subset=["share"])
+    means = found.groupby(["method", "budget"])[["share", "share_half"]].mean()
+    return {cell: _plus_minus(100 * share, 100 * half, 1) + " %" for cell, share, half in
+            means.itertuples(name=None)}
 
 
 _ORDERS = {"found": ("#2f7fd1", "-"), "by other questions": ("#d9772b", (0, (5, 1.6))),

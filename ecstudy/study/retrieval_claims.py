@@ -14,7 +14,6 @@ from .verdicts import MARGIN, UNTESTED, Estimate, Item, Verdict, cell_name, judg
 
 SECTION = "retrieval"
 COMPRESSORS = ("tt_rec", "dedup", "pq", "mag_pq", "int_quant", "svd", "mag_svd", "prune")     # the paper's
-_Z = 1.959964
 
 
 def evidence(runs: pd.DataFrame) -> pd.DataFrame:
@@ -24,7 +23,7 @@ def evidence(runs: pd.DataFrame) -> pd.DataFrame:
     its standard error ``share_se``; ``gain`` over the same method without groups, with ``gain_se``; NaN where the
     answers are neither here nor published.
     """
-    from ..rag.compare import differences
+    from ..rag.compare import Z, differences, shares
 
     runs = runs[runs["task"].eq("rag")] if "task" in runs else runs[:0]
     if not len(runs):
@@ -33,14 +32,13 @@ def evidence(runs: pd.DataFrame) -> pd.DataFrame:
     for against in ("full", "ungrouped"):
         found = differences(runs, against, ("em", "recall_10"))
         # exact match where a reader answered
-        table[against] = found.dropna(subset=["value"]).drop_duplicates("run").set_index("run")
+        table[against] = shares(found.dropna(subset=["value"]).drop_duplicates("run")).set_index("run")
     full, plain = table["full"], table["ungrouped"]
     own = runs[runs["run_id"].isin(full.index)].drop_duplicates("run_id").set_index("run_id")
     full = full.reindex(own.index)
     plain = plain.reindex(own.index)
-    own = own.assign(section=SECTION, share=full["value"] / full["base_value"],
-                     share_se=(full["high"] - full["low"]) / (2 * _Z) / full["base_value"],
-                     gain=plain["difference"], gain_se=(plain["high"] - plain["low"]) / (2 * _Z))
+    own = own.assign(section=SECTION, share=full["share"], share_se=full["share_half"] / Z,
+                     gain=plain["difference"], gain_se=(plain["high"] - plain["low"]) / (2 * Z))
     return own.reset_index(drop=True)
 
 
