@@ -21,13 +21,15 @@ def evidence(runs: pd.DataFrame) -> pd.DataFrame:
 
     Columns beside those of a run: ``share`` of the uncompressed vectors' exact match (recall@10 without a reader) with
     its standard error ``share_se``; ``gain`` over the same method without groups, with ``gain_se``; NaN where the
-    answers are neither here nor published.
+    answers are neither here nor published. Where a reader answered in any run, runs without one are left out.
     """
     from ..rag.compare import Z, differences, shares
 
     runs = runs[runs["task"].eq("rag")] if "task" in runs else runs[:0]
     if not len(runs):
         return runs
+    if (read := runs["em"].notna()).any():
+        runs = runs[read]
     table = {}
     for against in ("full", "ungrouped"):
         found = differences(runs, against, ("em", "recall_10"))
