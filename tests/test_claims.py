@@ -404,6 +404,11 @@ def test_the_front_is_that_of_brute_force():
             assert guidelines.front_of_means(y, x).tolist() == [not b for b in brute]
 
 
+def test_of_close_points_the_highest_is_named():
+    x, y = np.array([0.1, 0.11, 0.5, 0.54, 0.9]), np.array([0.2, 0.22, 0.8, 0.79, 0.8])
+    assert guidelines._apart(x, y) == [1, 2, 4] and guidelines._apart(x, y, 0.0) == [0, 1, 2, 3, 4]
+
+
 def test_a_cell_is_dominated_only_if_the_interval_says_so():
     rows = cloud([0.80, 0.79, 0.78], [100.0, 10.0, 10.0], [1.0, 1.0, 1.0], seeds=3)
     assert guidelines.dominated(guidelines.points(rows), "bytes").tolist() == [False, False, True]

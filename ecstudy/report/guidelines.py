@@ -115,10 +115,20 @@ def front_of_means(auc, cost) -> np.ndarray:
     return out
 
 
+def _apart(x, y, least: float = 0.06) -> list[int]:
+    """Indices, in order, of points (in shares of the axes) to name: the highest, and those ``least`` away from all."""
+    chosen: list[int] = []
+    for i in np.argsort(-np.asarray(y), kind="stable"):
+        if all(math.hypot(x[i] - x[j], y[i] - y[j]) >= least for j in chosen):
+            chosen.append(int(i))
+    return sorted(chosen)
+
+
 def pareto(rows: pd.DataFrame, *, costs=tuple(COSTS), command: str = "") -> Picture:
     """AUC against each of ``costs``, a panel each: the front of the means as a line, dominated cells faint.
 
-    ``rows`` are of one data set, model and dimension. A cell on the front is named with its budget.
+    ``rows`` are of one data set, model and dimension. Cells on the front are named with their budget, of those that
+    stand close the best one.
     """
     found = points(rows)
     frame, look = found.frame, looks(check_rows(rows))
@@ -151,8 +161,11 @@ def pareto(rows: pd.DataFrame, *, costs=tuple(COSTS), command: str = "") -> Pict
             ax.set_xlim(x.min() / 6, x.max() * 1.6)
             names = [_cell(r) for r in frame[front].itertuples()]
             bottom, top = ax.get_ylim()
-            places = _spread([v + 0.05 * (top - bottom) for v in y[front]], 0.062 * (top - bottom), bottom, top)
-            for name, at, value, place, r in zip(names, x[front], y[front], places, frame[front].itertuples()):
+            left, right = np.log(ax.get_xlim())
+            apart = _apart((np.log(x[front]) - left) / (right - left), (y[front] - bottom) / (top - bottom))
+            places = _spread([v + 0.05 * (top - bottom) for v in y[front][apart]], 0.062 * (top - bottom), bottom, top)
+            for i, place, r in zip(apart, places, frame[front].iloc[apart].itertuples()):
+                name, at, value = names[i], x[front][i], y[front][i]
                 ax.annotate(name, (at, value), (at / 1.18, place), ha="right", va="center", fontsize=9.5,
                             color=(look.get(r.method) or look[FULL]).color,
                             arrowprops=dict(arrowstyle="-", color=INK, lw=0.5, alpha=0.6, shrinkA=1, shrinkB=3))
@@ -167,7 +180,7 @@ def pareto(rows: pd.DataFrame, *, costs=tuple(COSTS), command: str = "") -> Pict
         svg = svg_of(figure)
     alt = f"Pareto fronts of test AUC on {_where(rows)}, from the cheapest. " + ". ".join(said) + "."
     caption = (f"AUC against bytes, look-up time and training memory on {_where(rows)}. Line: the front of the means, "
-               "its cells named with their budget; faint: dominated, the 95 % interval of the difference says so; the "
+               "its cells named with their budget, of close ones the best; faint: dominated, the 95 % interval of the difference says so; the "
                "rest cannot be told from the front.")
     return Picture(svg, alt, caption, rows, command)
 
