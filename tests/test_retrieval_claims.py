@@ -107,6 +107,9 @@ def test_differences_are_paired_over_questions(runs):
     assert list(grouped["run"]) == ["mag_svd-norms"] and grouped["difference"][0] == pytest.approx(0.1)
     by = compare.differences(runs, "norms", ("recall_10",))
     assert list(by["run"]) == ["mag_svd-retrieved"] and by["difference"][0] == pytest.approx(0.15)
+    spread = runs[runs["spec"].eq("svd")].assign(spec="svd(order='scattered')", run_id="mag_svd-norms")
+    moved = compare.differences(pd.concat([runs[runs["spec"].ne("mag_svd")], spread]), "in order", ("em",))
+    assert list(moved["base"]) == ["svd-norms"] and moved["difference"][0] == pytest.approx(0.1)
     with pytest.raises(ValueError, match="against 'pq'"):
         compare.differences(runs, "pq")
 

@@ -119,6 +119,30 @@ def test_gains_of_a_split_count_what_is_decided():
         report.split_gains(table, "f1")
 
 
+def test_gains_of_scattered_rows(rows):
+    line = dict(against="in order", spec="tt_rec(order='scattered')", measure="recall_10", budget=0.25)
+    table = pd.DataFrame([line | dict(dataset="a/x", difference=0.3, low=0.2, high=0.4),
+                          line | dict(dataset="a/y", difference=-0.2, low=-0.3, high=-0.1)])
+    picture = report.order_gains(table, "recall_10")
+    assert "Of 2 pairs, scattering is better in 1 and worse in 1" in picture.caption and "TT-Rec 25 %" in picture.svg
+    with pytest.raises(ValueError, match="against 'in order'"):
+        report.order_gains(table.assign(against="norms"), "recall_10")
+
+
+def test_a_share_has_the_interval_of_its_pairs(rows, monkeypatch):
+    from ecstudy.rag import compare
+
+    half = 1.959964 * np.std(np.r_[np.zeros(360), -np.ones(40)], ddof=1) / 20
+    published = {("svd0.1", "full1.0", "em"): dict(value=0.4, base_value=0.5, difference=-0.1, low=-0.1 - half,
+                                                   high=-0.1 + half, count=400)}
+    monkeypatch.setattr(compare, "_published", lambda: published)
+    own = np.r_[np.ones(160), np.zeros(240)]                             # 40 of Full's 200 answers are lost
+    base = np.r_[np.ones(200), np.zeros(200)]
+    expected = 100 * 1.959964 * np.std(own - 0.8 * base, ddof=1) / 20 / 0.5
+    html = report.table6(rows.assign(settings=json.dumps(dict(asked=400, k=10, judge="gold", weights="norms")))).html
+    assert f"80.0 ± {expected:.1f} %" in html.replace("\N{NO-BREAK SPACE}", " ") and "20.0 %" in html
+
+
 def test_corpus_size_relates_each_corpus_to_its_own_full(rows):
     small = rows.assign(dataset="part/facts", recall_10=rows["recall_10"] * 1.5)
     large = rows.assign(settings=json.dumps(dict(asked=400, passages=9000)))

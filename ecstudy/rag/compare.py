@@ -13,6 +13,7 @@ import pandas as pd
 
 from .. import paths
 from ..data.layout import DataError
+from ..spec import Part, Spec, parse
 from ..study import store
 from ..study.row import CellError
 from ..study.row import known as known_as
@@ -24,7 +25,7 @@ MEASURES = ("em", "f1", "recall_1", "recall_10", "recall_100")
 DIFFERENCES = ["run", "base", "against", "dataset", "model", "spec", "budget", "seed", "measure", "value", "base_value",
                "difference", "low", "high", "count"]
 SKEW = ["dataset", "order", "passages", "retrievals", "found", "id_share", "occurrence_share"]
-AGAINST = (FULL, "ungrouped", "norms")
+AGAINST = (FULL, "ungrouped", "norms", "in order")
 POINTS = 200
 ORDERS = ("found", "by chance", "by other questions")
 
@@ -63,7 +64,8 @@ def differences(rows: pd.DataFrame, against: str = FULL, measures=MEASURES) -> p
         base, own = rows[plain], rows[rows["weights"].eq("retrieved")]
     else:
         same += ["inner", "budget", "seed"]
-        rows = rows[plain].assign(inner=rows["spec"].str.removeprefix("mag_"))
+        inner = _ungrouped if against == "ungrouped" else _in_order
+        rows = rows[plain].assign(inner=rows["spec"].map(inner))
         base, own = rows[rows["spec"].eq(rows["inner"])], rows[rows["spec"].ne(rows["inner"])]
     pairs = own.merge(base.drop_duplicates(same), on=same, suffixes=("", "_base"))
     known, lines = _published(), []
@@ -79,6 +81,16 @@ def differences(rows: pd.DataFrame, against: str = FULL, measures=MEASURES) -> p
             lines.append(dict(run=key[0], base=key[1], against=against, dataset=pair["dataset"], model=pair["model"],
                               spec=pair["spec"], budget=pair["budget"], seed=pair["seed"], measure=measure, **found))
     return pd.DataFrame(lines, columns=DIFFERENCES)
+
+
+def _ungrouped(spec: str) -> str:
+    return spec.removeprefix("mag_")
+
+
+def _in_order(spec: str) -> str:
+    found = parse(spec)
+    options = {k: v for k, v in found.options.items() if k != "order"}
+    return Spec(Part(found.name, options), found.wrappers).canonical
 
 
 def shares(table: pd.DataFrame) -> pd.DataFrame:

@@ -306,9 +306,24 @@ def split_gains(table: pd.DataFrame, measure: str = "em", *, command: str = "") 
 
     ``table`` comes from ``ecstudy.rag.compare.differences(rows, "norms")``.
     """
-    own = table[table["measure"].eq(measure) & table["against"].eq("norms")]
+    return _forest(table, measure, "norms", "by retrievals - by norm", "splitting by retrievals",
+                   "rows split by how often training questions find them, minus rows split by norm", command)
+
+
+def order_gains(table: pd.DataFrame, measure: str = "em", *, command: str = "") -> Picture:
+    """Rows scattered over a method's codes against rows in the order of the corpus: differences with intervals.
+
+    ``table`` comes from ``ecstudy.rag.compare.differences(rows, "in order")``.
+    """
+    return _forest(table, measure, "in order", "scattered - in order", "scattering",
+                   "rows scattered, minus rows in the order of the corpus", command)
+
+
+def _forest(table: pd.DataFrame, measure: str, against: str, axis: str, what: str, told: str, command: str) -> Picture:
+    """A panel per data set, a line per method and budget of ``table``'s differences against ``against``."""
+    own = table[table["measure"].eq(measure) & table["against"].eq(against)]
     if not len(own):
-        raise ValueError(f"no differences of {measure!r} against norms; run the methods of `split` first")
+        raise ValueError(f"no differences of {measure!r} against {against!r}; run both of each pair first")
     names = sorted(own["dataset"].unique())
     cells = own[["spec", "budget"]].drop_duplicates().sort_values(["spec", "budget"], ascending=[False, True])
     place = {cell: y for y, cell in enumerate(cells.itertuples(index=False, name=None))}
@@ -323,13 +338,12 @@ def split_gains(table: pd.DataFrame, measure: str = "em", *, command: str = "") 
             ax.set_yticks(list(place.values()), [f"{title(parse(s).name)} {100 * b:g} %" for s, b in place])
             ax.set_ylim(-0.6, len(place) - 0.4)
             ax.set_title(name)
-        figure.supxlabel(f"{MEASURES[measure]}, points: by retrievals - by norm", color=INK, fontsize=10.5)
+        figure.supxlabel(f"{MEASURES[measure]}, points: {axis}", color=INK, fontsize=10.5)
         svg = svg_of(figure)
     better, worse = int((own["low"] > 0).sum()), int((own["high"] < 0).sum())
-    said = (f"Of {len(own)} pairs, splitting by retrievals is better in {better} and worse in {worse} "
-            f"(95 % intervals over the questions)")
-    return Picture(svg, f"Forest plot of {MEASURES[measure]}: rows split by how often training questions find them, "
-                   f"minus rows split by norm. {said}.", f"{said}.", table, command)
+    said = (f"Of {len(own)} pairs, {what} is better in {better} and worse in {worse} (95 % intervals over the "
+            "questions)")
+    return Picture(svg, f"Forest plot of {MEASURES[measure]}: {told}. {said}.", f"{said}.", table, command)
 
 
 def corpus_size(large: pd.DataFrame, small: pd.DataFrame, measure: str = "recall_10", *, command: str = "") -> Picture:
