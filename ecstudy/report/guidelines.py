@@ -231,15 +231,9 @@ def constraints(found: Points, asked: pd.DataFrame) -> list[tuple[str, np.ndarra
     return out
 
 
-def _name(method: str) -> str:
-    """``dedup(block=80)`` as ``Dedup (block=80)``."""
-    name, bracket, rest = method.partition("(")
-    return title(name) + (f" ({rest}" if bracket else "")
-
-
 def _cell(r) -> str:
     size = "" if r.method == FULL else f"\N{NO-BREAK SPACE}{100 * r.budget:.3g}\N{NO-BREAK SPACE}%"
-    return _name(r.method) + size + (" (one seed)" if r.seeds == 1 else "")
+    return title(r.method) + size + (" (one seed)" if r.seeds == 1 else "")
 
 
 def decisions(rows: pd.DataFrame, *, command: str = "") -> Table:
@@ -351,19 +345,19 @@ def reading(rows: pd.DataFrame) -> list[str]:
         if not text.startswith("Deployed at") or (hit := choose(found, allowed)) is None:
             continue
         best, share = found.frame.loc[hit["best"]], text.split(" ")[2]
-        names = dict.fromkeys(_name(found.frame.loc[i, "method"]) for i in hit["others"])
+        names = dict.fromkeys(title(found.frame.loc[i, "method"]) for i in hit["others"])
         to_full = ""
         if not math.isnan(hit["low"]):
             to_full = (", below Full" if hit["high"] < 0 else ", above Full" if hit["low"] > 0 else
                        ", not told apart from Full") + f" ({hit['gap']:+.4f} ± {(hit['high'] - hit['low']) / 2:.4f})"
         rest = f"; {len(names)} other methods cannot be told from it" if len(names) > 4 else (
             f"; {', '.join(names)} cannot be told from it" if names else "; every other method is below")
-        out.append(f"**{share} % of the memory or less**: {_name(best['method'])}{to_full}{rest}.")
+        out.append(f"**{share} % of the memory or less**: {title(best['method'])}{to_full}{rest}.")
     for cost, (label, _) in COSTS.items():
         lost = dominated(found, cost)
         own = found.frame.assign(lost=lost)
         always = [m for m in in_order(own["method"]) if m != FULL and own.loc[own["method"] == m, "lost"].all()]
-        said = ", ".join(map(_name, always)) or "no method"
+        said = ", ".join(map(title, always)) or "no method"
         out.append(f"**Dominated at every budget** in AUC and {_SHORT[cost]}: {said}.")
     return [line.replace("(-", "(−") for line in out]
 

@@ -642,7 +642,7 @@ def ablation(rows: pd.DataFrame, pairs: list[dict] | None = None, *, command: st
             heads.append((y - 0.85, f"{line['label']}:", f"{line['b_label']} − {line['a_label']}"))
         before = head
         places.append(y)
-        name, at = _titled(line["method"]), line["budget"]
+        name, at = title(line["method"]), line["budget"]
         ticks.append(name if math.isnan(at) or at == 1 else f"{name}, {_budget(at)}")
         y += 1
     widest = float(np.nanmax(np.abs(frame["difference"]))) if len(frame) else 0
@@ -680,7 +680,7 @@ def ablation(rows: pd.DataFrame, pairs: list[dict] | None = None, *, command: st
         ax.set_xlabel("difference of test AUC")
         svg = svg_of(figure)
     sure = frame[(frame["difference"].abs() > frame["half"]) & (frame["difference"].abs() > MATTERS)]
-    said = "; ".join(f"{r['label']}, {r['b_label']}, {_titled(r['method'])} at {_budget(r['budget'])}: "
+    said = "; ".join(f"{r['label']}, {r['b_label']}, {title(r['method'])} at {_budget(r['budget'])}: "
                      f"{r['difference']:+.4f} ± {r['half']:.4f}" for r in sure.to_dict("records"))
     alt = (f"Dot plot of {len(frame)} paired differences of test AUC, a single choice changed in each. "
            + (f"Above {MATTERS:g} and outside their interval: {said}." if said else
@@ -693,17 +693,11 @@ def ablation(rows: pd.DataFrame, pairs: list[dict] | None = None, *, command: st
     return Picture(svg, alt, caption, rows, command)
 
 
-def _titled(spec: str) -> str:
-    """The title of a method, with its options if it has any: ``INT8/16 (bits=8)``."""
-    name, bracket, rest = spec.partition("(")
-    return f"{title(name)} ({rest}" if bracket else title(spec)
-
-
 def ablation_table(rows: pd.DataFrame, pairs: list[dict] | None = None, *, command: str = "") -> Table:
     """The numbers of :func:`ablation` as a table; ``.frame`` is that of :func:`ablated`."""
     frame = ablated(rows, pairs)
     shown = pd.DataFrame([{
-        "Method": _titled(r["method"]), "Budget": "" if math.isnan(r["budget"]) else _budget(r["budget"]),
+        "Method": title(r["method"]), "Budget": "" if math.isnan(r["budget"]) else _budget(r["budget"]),
         "From": r["a_label"], "AUC": f"{r['auc_a']:.4f}", "To": r["b_label"], "AUC ": f"{r['auc_b']:.4f}",
         "Difference": _plus_minus(r["difference"], r["half"], sign="+"), "Seeds": r["seeds"],
     } for r in frame.to_dict("records")])

@@ -64,8 +64,10 @@ class Look(NamedTuple):
 
 
 def title(method: str) -> str:
-    """The name a reader knows a method by."""
-    return TITLES.get(method) or BEYOND.get(method, method)
+    """The name a reader knows a method by; ``dedup(block=80)`` is ``Dedup (block=80)``."""
+    name, bracket, rest = method.partition("(")
+    name = TITLES.get(name) or BEYOND.get(name, name)
+    return f"{name} ({rest.replace(chr(39), '')}" if bracket else name
 
 
 def beyond(method: str) -> bool:
