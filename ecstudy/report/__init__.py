@@ -20,6 +20,6 @@ __all__ = ["Html", "Picture", "Table", "ablation", "ablation_questions", "ablati
            "contrasts_table", "corpus_size", "costs", "critical_difference", "dataset", "dimension_gains",
            "dimensions", "drift", "each", "equivalence", "explorer", "frequency", "kept_chunks", "ladder",
            "latency_against_bytes", "learning_rates", "mark", "models", "order_gains", "paper_table5",
-           "progressive", "quality", "ran", "rank_agreement", "recall_curves", "retrieval_cells", "retrieval_costs", "retrieval_skew",
-           "split_gains", "stamp", "stream_costs", "stream_table", "t_interval", "table5", "table6", "timeline",
-           "training_memory"]
+           "progressive", "quality", "ran", "rank_agreement", "recall_curves", "retrieval_cells", "retrieval_costs",
+           "retrieval_skew", "split_gains", "stamp", "stream_costs", "stream_table", "t_interval", "table5", "table6",
+           "timeline", "training_memory"]

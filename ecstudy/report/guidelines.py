@@ -180,8 +180,8 @@ def pareto(rows: pd.DataFrame, *, costs=tuple(COSTS), command: str = "") -> Pict
         svg = svg_of(figure)
     alt = f"Pareto fronts of test AUC on {_where(rows)}, from the cheapest. " + ". ".join(said) + "."
     caption = (f"AUC against bytes, look-up time and training memory on {_where(rows)}. Line: the front of the means, "
-               "its cells named with their budget, of close ones the best; faint: dominated, the 95 % interval of the difference says so; the "
-               "rest cannot be told from the front.")
+               "its cells named with their budget, of close ones the best; faint: dominated, the 95 % interval of the "
+               "difference says so; the rest cannot be told from the front.")
     return Picture(svg, alt, caption, rows, command)
 
 
