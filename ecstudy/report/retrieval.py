@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..rag.run import Z
 from ..registry import get
 from ..spec import parse
 from ..study.statistics import by_spec
@@ -25,7 +26,6 @@ PAPER = {"full": "Full", "tt_rec": "TT", "dedup": "Dedup", "pq": "PQ", "mag_pq":
          "svd": "SVD", "mag_svd": "MagSVD", "prune": "Pruning"}
 CORPUS = "wiki_183k"                     # real passages whose published rows the book shows
 NEAR = 1.0                               # points of exact match within which compressors count as equally good
-_Z = 1.959964
 
 
 def paper_table6() -> pd.DataFrame:
@@ -78,7 +78,7 @@ def retrieval_cells(rows: pd.DataFrame) -> pd.DataFrame:
                          **ok[["seconds", "decode_ms", "search_ms"]].mean().to_dict())
             for measure in MEASURES:
                 share, n = ok[measure].mean(), read if measure in ("em", "f1") else asked
-                half = _Z * math.sqrt(share * (1 - share) / n + (_Z / 2 / n) ** 2) / (1 + _Z ** 2 / n) \
+                half = Z * math.sqrt(share * (1 - share) / n + (Z / 2 / n) ** 2) / (1 + Z ** 2 / n) \
                     if share == share else math.nan
                 line |= {measure: 100 * share, f"{measure}_half": 100 * half}
         lines.append(line)
