@@ -232,8 +232,12 @@ def constraints(found: Points, asked: pd.DataFrame) -> list[tuple[str, np.ndarra
 
 
 def _cell(r) -> str:
+    """A cell's name and budget, and what it takes where that is far less: some methods find their own size."""
+    notes = ["one seed"] * (r.seeds == 1)
+    if r.bytes < 0.8 * 100 * r.budget:
+        notes.insert(0, f"takes\N{NO-BREAK SPACE}{r.bytes:.2g}\N{NO-BREAK SPACE}%")
     size = "" if r.method == FULL else f"\N{NO-BREAK SPACE}{100 * r.budget:.3g}\N{NO-BREAK SPACE}%"
-    return title(r.method) + size + (" (one seed)" if r.seeds == 1 else "")
+    return title(r.method) + size + (f" ({', '.join(notes)})" if notes else "")
 
 
 def decisions(rows: pd.DataFrame, *, command: str = "") -> Table:
