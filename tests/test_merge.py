@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecstudy.rag.run import found, retrieved
 from ecstudy.study import Cell, CellError, fill, results, store
 from ecstudy.study import row as rows_of
 
@@ -65,6 +66,16 @@ def test_logits_of_a_row_that_came_back_alone_are_fetched(there):
     store.write(some_row("b"))                                       # measured again here: those are not its logits
     assert store.merge(other)["kept"] == 2
     assert store.logits("a").tolist() == [0.5, -1.0] and store.logits("b") is None
+
+
+def test_what_a_run_of_retrieval_found_comes_with_its_row(there):
+    other = there(some_row("a", task="rag"), some_row("b", task="rag"))
+    ids = np.array([[3, 1], [0, 2]], np.int32)
+    (folder := other / "runs" / "rag").mkdir()
+    np.savez(folder / "a.npz", ids=ids)
+    np.savez(folder / "spans.npz", ids=ids)                          # of no row
+    assert store.merge(other)["new"] == 2
+    assert retrieved("a", 4, k=1).tolist() == [1, 0, 0, 1] and found("b") is None and found("spans") is None
 
 
 def test_a_failure_comes_with_its_traceback(there, home):

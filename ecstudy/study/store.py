@@ -3,6 +3,7 @@
 * ``runs/rows/<run_id>.json`` is written whole or not at all (temporary name, then rename).
 * ``runs/logits/<run_id>.npy`` holds the run's test logits, so that comparisons over test rows can be made later.
 * ``runs/traces/<run_id>.csv`` tells what happened on the way, of runs that keep it (:mod:`.stream`).
+* ``runs/rag/<run_id>.npz`` holds what a run of retrieval found for each question (:func:`ecstudy.rag.run.found`).
 * ``results/*.csv`` are the committed rows.
 
 A run that is in both is read from the cache, because it was measured here; but a failed row never hides a good one.
@@ -84,8 +85,12 @@ def adopt(row: dict, **more) -> bool:
     return True
 
 
+# what a run may leave beside its row in ``runs``: test logits, its trace, what was found for each question
+_BESIDE = ("logits/{}.npy", "traces/{}.csv", "rag/{}.npz")
+
+
 def merge(folder: str | Path) -> dict[str, int]:
-    """Adopt the rows of another machine, their test logits and traces; how many are ``new``, ``better`` and ``kept``.
+    """Adopt the rows of another machine and what lies beside them; how many are ``new``, ``better`` and ``kept``.
 
     ``folder`` is the other machine's ``ECSTUDY_HOME`` (its checkout), the ``runs`` in it, or the ``rows`` in that.
     Merging again does nothing. All files are read before the first is written.
@@ -117,7 +122,7 @@ def merge(folder: str | Path) -> dict[str, int]:
         count["kept" if not taken else "better" if before else "new"] += 1
         # a row that came back from a worker's machine before is the same one, and left its logits there
         same = before is not None and before["created"] == row["created"]
-        for name in (f"logits/{row['run_id']}.npy", f"traces/{row['run_id']}.csv"):
+        for name in (form.format(row["run_id"]) for form in _BESIDE):
             here, theirs = paths.runs() / name, found.parent / name
             if (taken or same and not here.exists()) and theirs.is_file():
                 with _whole(here, binary=True) as file:
