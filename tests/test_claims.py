@@ -412,8 +412,11 @@ def test_of_close_points_the_highest_is_named():
 def test_a_cell_says_what_it_takes_where_that_is_far_less_than_asked():
     rows = cloud([0.80, 0.79, 0.78], [100.0, 50.0, 10.0], [1.0, 1.0, 1.0], seeds=2)
     rows.loc[rows["method"] == "m1", "bytes_inference"] = 64.0 * 4.2
-    names = [guidelines._cell(r).replace("\N{NO-BREAK SPACE}", " ") for r in guidelines.points(rows).frame.itertuples()]
-    assert names == ["Full", "m1 50 % (takes 4.2 %)", "m2 10 %"]
+    alt = guidelines.pareto(rows).alt.replace("\N{NO-BREAK SPACE}", " ")
+    assert "m2 10 % 0.78" in alt and "m1 50 % (takes 4.2 %) 0.79" in alt
+    single = rows[(rows["seed"] == 0) | (rows["method"] != "m1")]
+    best = guidelines.decisions(single).html.replace("\N{NO-BREAK SPACE}", " ")
+    assert "m1 50 % (takes 4.2 %, one seed)" in best
 
 
 def test_a_cell_is_dominated_only_if_the_interval_says_so():

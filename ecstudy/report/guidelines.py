@@ -233,9 +233,11 @@ def constraints(found: Points, asked: pd.DataFrame) -> list[tuple[str, np.ndarra
 
 def _cell(r) -> str:
     """A cell's name and budget, and what it takes where that is far less: some methods find their own size."""
-    notes = ["one seed"] * (r.seeds == 1)
+    notes = []
     if r.bytes < 0.8 * 100 * r.budget:
-        notes.insert(0, f"takes\N{NO-BREAK SPACE}{r.bytes:.2g}\N{NO-BREAK SPACE}%")
+        notes.append(f"takes\N{NO-BREAK SPACE}{r.bytes:.2g}\N{NO-BREAK SPACE}%")
+    if r.seeds == 1:
+        notes.append("one seed")
     size = "" if r.method == FULL else f"\N{NO-BREAK SPACE}{100 * r.budget:.3g}\N{NO-BREAK SPACE}%"
     return title(r.method) + size + (f" ({', '.join(notes)})" if notes else "")
 
