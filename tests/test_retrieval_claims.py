@@ -160,6 +160,13 @@ def test_published_figures_stand_in_for_what_was_found(runs, monkeypatch, tmp_pa
     written = compare.publish("rag")
     assert [p.name for p in written] == ["rag_differences.csv", "rag_skew.csv"]
     before, skew = compare.differences(runs), compare.skew(runs)
+    other = skew[skew["order"] == "found"].assign(order="by other questions", occurrence_share=0.5)
+    pd.concat([pd.read_csv(written[1]), other]).to_csv(written[1], index=False)
+    here = compare.skew(runs)                                                # what was found is here, the corpus is not
+    assert here["order"].nunique() == 3 and here.groupby("order")["occurrence_share"].max()["by other questions"] == 0.5
+    pd.concat([skew, other.assign(retrievals=1)]).to_csv(written[1], index=False)
+    assert compare.skew(runs)["order"].nunique() == 2                        # that is of other runs
+    compare.publish("rag")
     for path in (tmp_path / "runs" / "rag").iterdir():
         path.unlink()
     pd.testing.assert_frame_equal(compare.differences(runs), before, check_dtype=False, rtol=1e-5)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -90,6 +91,22 @@ def test_the_table_of_the_paper_is_whole():
     assert (paper["em"] <= 41.14).all()
 
 
+def test_a_cell_that_serves_several_budgets_is_one_line(rows):
+    again = row("int_quant", 0.5, 0.49, 0.5, reached=0.25)
+    assert len(report.table6(pd.concat([rows, pd.DataFrame([again])])).frame) == len(report.table6(rows).frame) == 5
+    assert len(report.table6(pd.concat([rows, pd.DataFrame([again | dict(bytes_inference=1e5)])])).frame) == 6
+
+
+def test_a_panel_of_recall_has_room_for_the_names_of_its_lines(rows):
+    names = "svd mag_svd pca pq mag_pq opq pca_pq rq rabitq int4 tt_rec dedup prune".split()
+    many = pd.DataFrame([row("full", 1.0, 0.5, 0.5)] + [row(m, 0.1, 0.4, 0.3) for m in names])
+
+    def height(picture):
+        return float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', picture.svg).group(1))
+
+    assert height(report.recall_curves(many)) > height(report.recall_curves(many[:4])) + 30
+
+
 def curves(name, first):
     """Ten passages, 100 retrievals: the first holds ``first`` of them, the rest is even; and by chance."""
     parts = []
@@ -104,6 +121,8 @@ def test_skew_of_retrieval():
     picture = report.retrieval_skew(pd.concat([curves("a/x", 0.73), curves("b/y", 0.1)]))
     assert "a/x: 100 retrievals of 10 passages, a tenth of the passages holds 73 % found, 10 % by chance" in picture.alt
     assert "b/y: 100 retrievals of 10 passages, a tenth of the passages holds 10 % found" in picture.caption
+    few = report.retrieval_skew(curves("c/z", 0.4).assign(passages=1000, found=10, id_share=np.r_[1:11, 1:11] / 1000))
+    assert "c/z: 100 retrievals of 1,000 passages, a hundredth of the passages holds 100 % found" in few.alt
     with pytest.raises(ValueError, match="no curves"):
         report.retrieval_skew(curves("a", 0.1)[:0])
 

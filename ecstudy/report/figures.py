@@ -57,7 +57,8 @@ def _end_labels(ax, ends: list[tuple[str, float, float, object]], right: float, 
     for (name, x, y, look), place in zip(ends, _spread(heights.tolist(), apart, 0.01, 1)):
         ax.annotate(look.title, (x, y), (right, place), textcoords="axes fraction", color=look.color, va="center",
                     fontsize=10, annotation_clip=False,
-                    arrowprops=dict(arrowstyle="-", color=look.color, lw=0.6, alpha=0.55, shrinkA=1, shrinkB=4))
+                    arrowprops=dict(arrowstyle="-", color=look.color, lw=0.6, alpha=0.55, shrinkA=1, shrinkB=4,
+                                    relpos=(0, 0.5)))                         # the leader ends where the name begins
 
 
 PANELS = {"inter-feature": "inter-feature: ids share storage", "intra-feature": "intra-feature: smaller rows",

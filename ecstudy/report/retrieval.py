@@ -157,8 +157,10 @@ def recall_curves(rows: pd.DataFrame, *, command: str = "") -> Picture:
     with drawing():
         from matplotlib.ticker import NullLocator
 
-        figure, axes = _grid(len(budgets), 2, 3.9, 2.9)
-        for ax, budget in zip(axes, budgets):
+        names = [int((sized["at"] == budget).sum()) for budget in budgets]
+        heights = [max(2.9, 0.5 + 0.24 * max(names[i:i + 2])) for i in range(0, len(names), 2)]    # room for all names
+        figure, axes = _grid(len(budgets), 2, 3.9, heights)
+        for i, (ax, budget) in enumerate(zip(axes, budgets)):
             own, ends = sized[sized["at"] == budget], []
             for line in own.sort_values("method", key=lambda c: c.map({m: i for i, m in enumerate(in_order(c))})
                                         ).to_dict("records"):
@@ -172,7 +174,7 @@ def recall_curves(rows: pd.DataFrame, *, command: str = "") -> Picture:
             ax.xaxis.set_minor_locator(NullLocator())
             ax.set_ylim(0, 103)
             ax.set_title(f"{100 * budget:.3g} % of the memory")
-            _end_labels(ax, ends, 1.04, 0.088)
+            _end_labels(ax, ends, 1.04, 0.255 / heights[i // 2])
         figure.supxlabel("passages looked at", color=INK, fontsize=10.5)
         figure.supylabel("questions with a right passage, %", color=INK, fontsize=10.5)
         svg = svg_of(figure)
@@ -209,6 +211,8 @@ def table6(rows: pd.DataFrame, *, command: str = "") -> Table:
     done, full = _done(rows)
     place = {m: i for i, m in enumerate(in_order(done["method"]))}
     done = done.sort_values(["method", "reached_pct"], key=lambda c: c.map(place) if c.name == "method" else -c)
+    # a method that cannot use more memory has the same cell at several budgets
+    done = done.drop_duplicates(["method", "reached_pct", *MEASURES])
     measure = "em" if done["em"].notna().any() else "recall_10"
     paired = _shares(rows, measure)
     lines, before = [], None
@@ -247,13 +251,15 @@ _ORDERS = {"found": ("#2f7fd1", "-"), "by other questions": ("#d9772b", (0, (5, 
            "by chance": (INK, (0, (1.5, 1.3)))}
 
 
-def _grid(count: int, across: int, width: float, height: float):
-    """``count`` axes of a figure in rows of ``across``, and the figure."""
+def _grid(count: int, across: int, width: float, height: float | list[float]):
+    """``count`` axes of a figure in rows of ``across``, and the figure; ``height`` of each row of axes, or of all."""
     import matplotlib.pyplot as plt
 
     across = min(across, count)
-    figure, axes = plt.subplots(-(-count // across), across, sharey=True, squeeze=False,
-                                figsize=(width * across, height * -(-count // across)))
+    down = -(-count // across)
+    heights = height if isinstance(height, list) else [height] * down
+    figure, axes = plt.subplots(down, across, sharey=True, squeeze=False, height_ratios=heights,
+                                figsize=(width * across, sum(heights)))
     for ax in axes.flat[count:]:
         ax.axis("off")
     return figure, axes.flat[:count]
@@ -292,13 +298,15 @@ def retrieval_skew(curves: pd.DataFrame, *, command: str = "") -> Picture:
 def _skewed(own: pd.DataFrame, name: str) -> str:
     first = own.iloc[0]
     text = f"{name}: {first['retrievals']:,.0f} retrievals of {first['passages']:,.0f} passages"
+    # where few passages are found at all, a tenth of the corpus holds everything
+    part, words = (0.1, "a tenth") if first["found"] > 0.1 * first["passages"] else (0.01, "a hundredth")
     shares = []
     for order in _ORDERS:
         line = own[own["order"] == order]
         if len(line):
-            share = 100 * np.interp(0.1, line["id_share"], line["occurrence_share"])
+            share = 100 * np.interp(part, line["id_share"], line["occurrence_share"])
             shares.append(f"{share:.0f} % {'found' if order == 'found' else order}")
-    return f"{text}, a tenth of the passages holds {', '.join(shares)}"
+    return f"{text}, {words} of the passages holds {', '.join(shares)}"
 
 
 def split_gains(table: pd.DataFrame, measure: str = "em", *, command: str = "") -> Picture:
