@@ -414,6 +414,8 @@ def test_a_cell_says_what_it_takes_where_that_is_far_less_than_asked():
     rows.loc[rows["method"] == "m1", "bytes_inference"] = 64.0 * 4.2
     alt = guidelines.pareto(rows).alt.replace("\N{NO-BREAK SPACE}", " ")
     assert "m2 10 % 0.78" in alt and "m1 50 % (takes 4.2 %) 0.79" in alt
+    cell = next(r for r in guidelines.points(rows).frame.itertuples() if r.method == "m1")
+    assert guidelines._cell(cell, short=True).replace("\N{NO-BREAK SPACE}", " ") == "m1 4.2 %"
     single = rows[(rows["seed"] == 0) | (rows["method"] != "m1")]
     best = guidelines.decisions(single).html.replace("\N{NO-BREAK SPACE}", " ")
     assert "m1 50 % (takes 4.2 %, one seed)" in best

@@ -127,8 +127,8 @@ def _apart(x, y, least: float = 0.06) -> list[int]:
 def pareto(rows: pd.DataFrame, *, costs=tuple(COSTS), command: str = "") -> Picture:
     """AUC against each of ``costs``, a panel each: the front of the means as a line, dominated cells faint.
 
-    ``rows`` are of one data set, model and dimension. Cells on the front are named with their budget, of those that
-    stand close the best one.
+    ``rows`` are of one data set, model and dimension. Cells on the front are named with their budget, or what they take
+    where that is far less; of those that stand close the best one.
     """
     found = points(rows)
     frame, look = found.frame, looks(check_rows(rows))
@@ -165,7 +165,7 @@ def pareto(rows: pd.DataFrame, *, costs=tuple(COSTS), command: str = "") -> Pict
             apart = _apart((np.log(x[front]) - left) / (right - left), (y[front] - bottom) / (top - bottom))
             places = _spread([v + 0.05 * (top - bottom) for v in y[front][apart]], 0.062 * (top - bottom), bottom, top)
             for i, place, r in zip(apart, places, frame[front].iloc[apart].itertuples()):
-                name, at, value = names[i], x[front][i], y[front][i]
+                name, at, value = _cell(r, short=True), x[front][i], y[front][i]
                 ax.annotate(name, (at, value), (at / 1.18, place), ha="right", va="center", fontsize=9.5,
                             color=(look.get(r.method) or look[FULL]).color,
                             arrowprops=dict(arrowstyle="-", color=INK, lw=0.5, alpha=0.6, shrinkA=1, shrinkB=3))
@@ -180,8 +180,8 @@ def pareto(rows: pd.DataFrame, *, costs=tuple(COSTS), command: str = "") -> Pict
         svg = svg_of(figure)
     alt = f"Pareto fronts of test AUC on {_where(rows)}, from the cheapest. " + ". ".join(said) + "."
     caption = (f"AUC against bytes, look-up time and training memory on {_where(rows)}. Line: the front of the means, "
-               "its cells named with their budget, of close ones the best; faint: dominated, the 95 % interval of the "
-               "difference says so; the rest cannot be told from the front.")
+               "its cells named with their budget, or what they take where that is far less, of close ones the best; "
+               "faint: dominated, the 95 % interval of the difference says so; the rest cannot be told from the front.")
     return Picture(svg, alt, caption, rows, command)
 
 
@@ -231,14 +231,15 @@ def constraints(found: Points, asked: pd.DataFrame) -> list[tuple[str, np.ndarra
     return out
 
 
-def _cell(r) -> str:
-    """A cell's name and budget, and what it takes where that is far less: some methods find their own size."""
-    notes = []
-    if r.bytes < 0.8 * 100 * r.budget:
-        notes.append(f"takes\N{NO-BREAK SPACE}{r.bytes:.2g}\N{NO-BREAK SPACE}%")
-    if r.seeds == 1:
-        notes.append("one seed")
-    size = "" if r.method == FULL else f"\N{NO-BREAK SPACE}{100 * r.budget:.3g}\N{NO-BREAK SPACE}%"
+def _cell(r, short: bool = False) -> str:
+    """A cell's name and budget, and what it takes where that is far less: some methods find their own size.
+
+    ``short``: only what it takes, then.
+    """
+    asked, takes = (f"{v}\N{NO-BREAK SPACE}%" for v in (f"{100 * r.budget:.3g}", f"{r.bytes:.2g}"))
+    less = bool(r.bytes < 0.8 * 100 * r.budget)
+    notes = [f"takes\N{NO-BREAK SPACE}{takes}"] * (less and not short) + ["one seed"] * (int(r.seeds) == 1)
+    size = "" if r.method == FULL else "\N{NO-BREAK SPACE}" + (takes if less and short else asked)
     return title(r.method) + size + (f" ({', '.join(notes)})" if notes else "")
 
 
