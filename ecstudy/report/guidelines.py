@@ -158,7 +158,7 @@ def pareto(rows: pd.DataFrame, *, costs=tuple(COSTS), command: str = "") -> Pict
             margin = max(reach, 0.05 * max(high - low, 1e-4))
             low = min(low, np.quantile(y, 0.15))
             ax.set_ylim(low - margin, high + margin + 0.06 * (high - low))
-            ax.set_xlim(x.min() / 6, x.max() * 1.6)
+            ax.set_xlim(x.min() / max(6, (x.max() / x.min()) ** 0.25), x.max() * 1.6)     # names stand to the left
             names = [_cell(r) for r in frame[front].itertuples()]
             bottom, top = ax.get_ylim()
             left, right = np.log(ax.get_xlim())
