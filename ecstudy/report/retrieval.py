@@ -296,7 +296,7 @@ def retrieval_skew(curves: pd.DataFrame, *, command: str = "") -> Picture:
 
 
 def _skewed(own: pd.DataFrame, name: str) -> str:
-    first = own.iloc[0]
+    first = own[own["order"].eq("found")].iloc[0]
     text = f"{name}: {first['retrievals']:,.0f} retrievals of {first['passages']:,.0f} passages"
     # where few passages are found at all, a tenth of the corpus holds everything
     part, words = (0.1, "a tenth") if first["found"] > 0.1 * first["passages"] else (0.01, "a hundredth")
