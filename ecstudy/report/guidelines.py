@@ -236,11 +236,18 @@ def _cell(r, short: bool = False) -> str:
 
     ``short``: only what it takes, then.
     """
-    asked, takes = (f"{v}\N{NO-BREAK SPACE}%" for v in (f"{100 * r.budget:.3g}", f"{r.bytes:.2g}"))
-    less = bool(r.bytes < 0.8 * 100 * r.budget)
-    notes = [f"takes\N{NO-BREAK SPACE}{takes}"] * (less and not short) + ["one seed"] * (int(r.seeds) == 1)
-    size = "" if r.method == FULL else "\N{NO-BREAK SPACE}" + (takes if less and short else asked)
-    return title(r.method) + size + (f" ({', '.join(notes)})" if notes else "")
+    space, notes = "\N{NO-BREAK SPACE}", []
+    size = f"{100 * r.budget:.3g}{space}%"
+    if r.bytes < 0.8 * 100 * r.budget:
+        takes = f"{r.bytes:.2g}{space}%"
+        if short:
+            size = takes
+        else:
+            notes.append(f"takes{space}{takes}")
+    if r.seeds == 1:
+        notes.append("one seed")
+    name = title(r.method) if r.method == FULL else title(r.method) + space + size
+    return name + (f" ({', '.join(notes)})" if notes else "")
 
 
 def decisions(rows: pd.DataFrame, *, command: str = "") -> Table:

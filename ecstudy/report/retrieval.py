@@ -157,8 +157,8 @@ def recall_curves(rows: pd.DataFrame, *, command: str = "") -> Picture:
     with drawing():
         from matplotlib.ticker import NullLocator
 
-        names = [int((sized["at"] == budget).sum()) for budget in budgets]
-        heights = [max(2.9, 0.5 + 0.24 * max(names[i:i + 2])) for i in range(0, len(names), 2)]    # room for all names
+        lines = [int((sized["at"] == budget).sum()) for budget in budgets]
+        heights = [max(2.9, 0.5 + 0.24 * max(lines[i:i + 2])) for i in range(0, len(lines), 2)]    # room for all names
         figure, axes = _grid(len(budgets), 2, 3.9, heights)
         for i, (ax, budget) in enumerate(zip(axes, budgets)):
             own, ends = sized[sized["at"] == budget], []
